@@ -1,0 +1,165 @@
+"""Keys and core columns of every table, each with its unit and its meaning.
+
+Score columns are not listed here: they come from the operators' ``writes``. The reference for
+readers, ``infra/tables.md``, is generated from these definitions.
+"""
+
+import hashlib
+
+import pyarrow as pa
+
+
+def column(name: str, type_: pa.DataType, unit: str, meaning: str) -> pa.Field:
+    """An Arrow field that carries its unit and meaning as metadata (stripped before storage)."""
+    return pa.field(name, type_, metadata={"unit": unit, "meaning": meaning})
+
+
+ERROR_TYPE = pa.struct(
+    [("stage", pa.string()), ("type", pa.string()), ("message", pa.string())],
+)
+ERROR = column("error", ERROR_TYPE, "", "why this row failed: stage, type, message; null if fine")
+
+# A decoded picture inside a phase: RGB, uint8, row-major. Never stored.
+IMAGE_TYPE = pa.struct(
+    [("height", pa.int32()), ("width", pa.int32()), ("rgb", pa.large_binary())],
+)
+
+SAMPLES = pa.schema(
+    [
+        column("sample_id", pa.string(), "", "blake2b-128 of (source, key) as hex; unique"),
+        column("source", pa.string(), "", "name of the source in the recipe"),
+        column("key", pa.string(), "", "path of the sample relative to the source's root"),
+        column("uri", pa.string(), "", "file that holds the media, relative to the source's root"),
+        column(
+            "offset", pa.int64(), "bytes", "where the media starts in `uri`; in Parquet, the row"
+        ),
+        column("length", pa.int64(), "bytes", "length of the media; null = the whole file or row"),
+        column("media", pa.string(), "", "image, video or text"),
+        column("caption", pa.string(), "", "the given caption, if any"),
+        column("metadata", pa.string(), "JSON", "all else that the source says of the sample"),
+        ERROR,
+    ],
+)
+
+DECISIONS = pa.schema(
+    [
+        column("sample_id", pa.string(), "", "the sample"),
+        column("status", pa.string(), "", "kept, rejected or failed: exactly one per sample"),
+        column("reason", pa.string(), "", "first failing rule, `<rule>:missing`, or failed stage"),
+        column("failed_rules", pa.list_(pa.string()), "", "all failing rules, in order"),
+        column("topic", pa.string(), "", "topic used for balancing"),
+        column("copies", pa.int32(), "count", "how often the sample is used; 0 unless kept"),
+    ],
+)
+
+CAPTIONS = pa.schema(
+    [
+        column("sample_id", pa.string(), "", "the sample"),
+        column("text", pa.string(), "", "the caption"),
+        column("engine", pa.string(), "", "given, or the kind of endpoint"),
+        column("model", pa.string(), "", "model name sent to the endpoint"),
+        column("prompt_hash", pa.string(), "", "hash of the request without the picture"),
+        column("num_tokens", pa.int32(), "tokens", "completion tokens the endpoint reported"),
+        column("checks", pa.list_(pa.string()), "", "checks that the text did not pass"),
+        ERROR,
+    ],
+)
+
+DOCUMENT_SEGMENT = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("text", pa.string()),
+        ("image", pa.large_binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("role", pa.string()),
+        ("loss", pa.bool_()),
+        ("sample_id", pa.string()),
+    ],
+)
+
+DOCUMENTS = pa.schema(
+    [
+        column("doc_id", pa.string(), "", "blake2b-128 of (dataset, task, sample ids); unique"),
+        column("task", pa.string(), "", "t2i, i2t, edit, interleaved or text"),
+        column("source", pa.string(), "", "source of the document's first sample"),
+        column("sample_ids", pa.list_(pa.string()), "", "samples it is made of, failed or not"),
+        column(
+            "segments",
+            pa.list_(DOCUMENT_SEGMENT),
+            "",
+            "ordered text and image segments; images encoded at the highest level's size",
+        ),
+        ERROR,
+    ],
+)
+
+TOKEN_SEGMENT = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("role", pa.string()),
+        ("loss", pa.bool_()),
+        ("text_ids", pa.list_(pa.int32())),
+        ("schedule", pa.int16()),
+        ("num_scales", pa.int8()),
+        # uint16 holds every codebook up to 65,536 codes; larger ones are refused by name.
+        ("input_codes", pa.list_(pa.uint16())),
+        ("target_codes", pa.list_(pa.uint16())),
+        ("sample_id", pa.string()),
+    ],
+)
+
+TOKENS = pa.schema(
+    [
+        column("doc_id", pa.string(), "", "the document"),
+        column("task", pa.string(), "", "as in documents"),
+        column("source", pa.string(), "", "as in documents"),
+        column("sample_ids", pa.list_(pa.string()), "", "as in documents"),
+        column(
+            "segments",
+            pa.list_(TOKEN_SEGMENT),
+            "",
+            "text ids, or schedule (row of Table 14) with input and target codes of all scales",
+        ),
+        column("num_tokens", pa.int32(), "positions", "T of the document as a sequence"),
+        column("num_loss", pa.int32(), "positions", "positions with a target"),
+        column("num_pairs", pa.int64(), "pairs", "query-key pairs under the document's mask"),
+        ERROR,
+    ],
+)
+
+
+def digest(*parts: str) -> str:
+    """blake2b-128 of the parts as 32 hex characters; parts cannot run into each other."""
+    h = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogateescape")
+        h.update(len(encoded).to_bytes(8, "little"))
+        h.update(encoded)
+    return h.hexdigest()
+
+
+def sample_id(source: str, key: str) -> str:
+    """The id of a sample: depends on the source's name and its key alone, never on its place."""
+    return digest(source, key)
+
+
+def doc_id(dataset: str, task: str, sample_ids: list[str]) -> str:
+    """The id of a document: depends on its dataset, task and samples alone."""
+    return digest(dataset, task, *sample_ids)
+
+
+def uniform(id_: str, seed: int) -> float:
+    """u in [0, 1): the first 8 bytes of md5(seed || id) over 2^64, for seeded sampling.
+
+    A row is drawn iff ``uniform(id, seed) < p``, whatever engine, worker or order. Its SQL twin is
+    `uniform_sql`.
+    """
+    value = hashlib.md5(f"{seed}{id_}".encode(), usedforsecurity=False).digest()[:8]
+    return int.from_bytes(value, "big") / 2**64
+
+
+def uniform_sql(id_column: str, seed: int) -> str:
+    """The DuckDB expression equal to `uniform` for the column ``id_column``."""
+    # DuckDB has no unsigned 128-bit parse of hex; '0x' strings cast to UBIGINT are exact.
+    return f"(('0x' || substr(md5('{seed}' || {id_column}), 1, 16))::UBIGINT::DOUBLE / 2.0**64)"

@@ -1,0 +1,200 @@
+"""What a pack is inside a shard: documents to and from four plain members.
+
+``text.npy`` holds the text ids of all documents one after another (int32), ``input.npy`` and
+``target.npy`` the codes of all their images (uint16), ``layout.json`` says how to cut them up.
+Ids and codes are raw: only `infra.layout` adds vocabulary offsets. Nothing is pickled, and no
+array is made larger than the bytes that are there.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from infra.layout import Image, Segment, Text
+from infra.schedules import MAX_SCALES, SCHEDULES
+
+T = TypeVar("T")
+
+TEXT, INPUT, TARGET, LAYOUT = MEMBERS = ("text.npy", "input.npy", "target.npy", "layout.json")
+TEXT_DTYPE, CODE_DTYPE = np.dtype("<i4"), np.dtype("<u2")
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """A document with its codes. ``copy``: which of its copies this is, from 0."""
+
+    doc_id: str
+    copy: int
+    task: str
+    source: str
+    segments: tuple[Segment, ...]
+
+
+def from_tokens(tokens: pa.Table, copies: Sequence[int] | None = None) -> list[Document]:
+    """The documents of a tokens table, row by row; ``copies`` names the copy of each row.
+
+    Raises ValueError for a row that has no segments (it failed and belongs in no pack).
+    """
+    segments = tokens["segments"].combine_chunks()
+    columns = dict(
+        zip(segments.type.value_type.names, segments.values.flatten(), strict=True)
+    )  # flatten, unlike field, heeds offsets
+    lists = {name: _rows(columns[name]) for name in ("text_ids", "input_codes", "target_codes")}
+    plain = {
+        name: columns[name].to_pylist()
+        for name in ("kind", "role", "loss", "schedule", "num_scales")
+    }
+
+    def segment(i: int) -> Segment:
+        if plain["kind"][i] == "text":
+            return Text(lists["text_ids"][i], plain["loss"][i])
+        return Image(
+            plain["schedule"][i],
+            plain["num_scales"][i],
+            lists["input_codes"][i],
+            lists["target_codes"][i],
+            plain["role"][i],
+            plain["loss"][i],
+        )
+
+    ids, tasks, sources = (tokens[name].to_pylist() for name in ("doc_id", "task", "source"))
+    offsets, failed = segments.offsets.to_numpy(), segments.is_null().to_pylist()
+    documents = []
+    for row, doc_id in enumerate(ids):
+        if failed[row]:
+            raise ValueError(f"document {doc_id} has no tokens: it failed and cannot be packed")
+        parts = tuple(segment(i) for i in range(offsets[row], offsets[row + 1]))
+        copy = copies[row] if copies is not None else 0
+        documents.append(Document(doc_id, copy, tasks[row], sources[row], parts))
+    return documents
+
+
+def encode(documents: Sequence[Document]) -> dict[str, bytes]:
+    """The members of a pack, by name; the bytes are a function of the documents alone.
+
+    Raises ValueError for a code that uint16 cannot hold.
+    """
+    segments = [segment for document in documents for segment in document.segments]
+    images = [segment for segment in segments if isinstance(segment, Image)]
+    layout = {
+        "documents": [
+            {
+                "doc_id": document.doc_id,
+                "copy": document.copy,
+                "task": document.task,
+                "source": document.source,
+                "segments": [_describe(segment) for segment in document.segments],
+            }
+            for document in documents
+        ],
+    }
+    texts = [segment.ids for segment in segments if isinstance(segment, Text)]
+    return {
+        TEXT: _npy(texts, TEXT_DTYPE),
+        INPUT: _npy([image.input_codes for image in images], CODE_DTYPE),
+        TARGET: _npy([image.target_codes for image in images], CODE_DTYPE),
+        LAYOUT: json.dumps(layout, sort_keys=True, separators=(",", ":")).encode(),
+    }
+
+
+def decode(members: Mapping[str, bytes]) -> tuple[Document, ...]:
+    """The documents of a pack. Raises ValueError if the members contradict each other."""
+    text = _read_npy(members[TEXT], TEXT_DTYPE, TEXT)
+    inputs = _read_npy(members[INPUT], CODE_DTYPE, INPUT)
+    targets = _read_npy(members[TARGET], CODE_DTYPE, TARGET)
+    text_at = code_at = 0
+    documents = []
+    for record in _list(json.loads(members[LAYOUT]), "documents"):
+        segments: list[Segment] = []
+        for part in _list(record, "segments"):
+            loss = _field(part, "loss", bool)
+            kind = _field(part, "kind", str)
+            if kind == "text":
+                end = text_at + _field(part, "length", int)
+                if not text_at <= end <= len(text):
+                    raise ValueError(f"{LAYOUT} cuts text at {end} of {len(text)} ids")
+                segments.append(Text(text[text_at:end], loss))
+                text_at = end
+            elif kind == "image":
+                schedule, num_scales = (_field(part, k, int) for k in ("schedule", "num_scales"))
+                end = code_at + _num_codes(schedule, num_scales)
+                codes = inputs[code_at:end], targets[code_at:end]
+                segments.append(Image(schedule, num_scales, *codes, part.get("role"), loss))
+                code_at = end
+            else:
+                raise ValueError(f"{LAYOUT}: `kind` is {kind!r}, expected text or image")
+        doc_id, task, source = (_field(record, k, str) for k in ("doc_id", "task", "source"))
+        copy = _field(record, "copy", int)
+        documents.append(Document(doc_id, copy, task, source, tuple(segments)))
+    if (text_at, code_at, code_at) != (len(text), len(inputs), len(targets)):
+        raise ValueError(
+            f"{LAYOUT} describes {text_at} text ids and {code_at} codes, the arrays hold "
+            f"{len(text)} and {len(inputs)} inputs, {len(targets)} targets"
+        )
+    return tuple(documents)
+
+
+def _describe(segment: Segment) -> dict[str, Any]:
+    if isinstance(segment, Text):
+        return {"kind": "text", "loss": segment.loss, "length": len(segment.ids)}
+    return {
+        "kind": "image",
+        "role": segment.role,
+        "loss": segment.loss,
+        "schedule": segment.schedule,
+        "num_scales": segment.num_scales,
+    }
+
+
+def _rows(lists: pa.ListArray) -> list[NDArray[np.int32]]:
+    """The rows of a list column as int32 arrays; null is empty."""
+    offsets = lists.offsets.to_numpy()
+    values = lists.values.to_numpy(zero_copy_only=False).astype(np.int32)
+    return np.split(values[: offsets[-1]], offsets[1:-1]) if len(lists) else []
+
+
+def _npy(parts: Sequence[NDArray[np.int32]], dtype: np.dtype[Any]) -> bytes:
+    array = np.concatenate([np.zeros(0, np.int32), *parts])
+    limits = np.iinfo(dtype)
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        raise ValueError(f"values reach from {array.min()} to {array.max()}: too large for {dtype}")
+    out = io.BytesIO()
+    np.lib.format.write_array(out, array.astype(dtype), version=(1, 0), allow_pickle=False)
+    return out.getvalue()
+
+
+def _read_npy(data: bytes, dtype: np.dtype[Any], name: str) -> NDArray[np.int32]:
+    """A flat array whose header agrees with the bytes that follow it (np.load would trust it)."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError(f"{name} is not an npy file of version 1.0")
+    shape, _, found = np.lib.format.read_array_header_1_0(file)
+    size = len(data) - file.tell()
+    if found != dtype or len(shape) != 1 or shape[0] * dtype.itemsize != size:
+        raise ValueError(
+            f"{name} says {found}{shape} but holds {size} bytes, expected flat {dtype}"
+        )
+    return np.frombuffer(data, dtype, offset=file.tell()).astype(np.int32)
+
+
+def _num_codes(schedule: int, num_scales: int) -> int:
+    if not (0 <= schedule < len(SCHEDULES) and 1 <= num_scales <= MAX_SCALES):
+        raise ValueError(f"{LAYOUT} names schedule {schedule} with {num_scales} scales")
+    return SCHEDULES[schedule].num_codes(num_scales)
+
+
+def _field(record: Any, name: str, type_: type[T]) -> T:
+    value = record.get(name) if isinstance(record, dict) else None
+    if type(value) is not type_:  # exact: a bool is no length
+        raise ValueError(f"{LAYOUT}: `{name}` is {value!r}, expected {type_.__name__}")
+    return value
+
+
+def _list(record: Any, name: str) -> list[Any]:
+    return _field(record, name, list)

@@ -1,0 +1,96 @@
+"""The three ways to form packs (paper section 4, Table 3), on documents in a given order.
+
+- ``fixed_compute``: every pack costs the same, up to a token cap that memory sets;
+- ``fixed_length``: packs of at most so many tokens, whatever they cost;
+- ``batch_padding``: so many documents in the order given, padded to the longest.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packing.best_fit import MAX_WINDOW, Int64, pack_in_windows
+
+Strategy = Literal["fixed_compute", "fixed_length", "batch_padding"]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How to pack: ``tokens_per_pack`` is what a pack holds on average (``fixed_compute``) or at
+    most (the others), ``token_slack`` how many times longer than that the longest may be."""
+
+    strategy: Strategy = "fixed_compute"
+    tokens_per_pack: int = 20_480
+    token_slack: float = 1.25
+    batch_size: int = 8  # documents per pack of batch_padding, at most
+    window: int = 32_768  # documents packed together; larger packs a little better
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_pack < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"tokens_per_pack is {self.tokens_per_pack} and batch_size {self.batch_size}: "
+                "both must be at least 1"
+            )
+        if self.token_slack < 1:
+            raise ValueError(f"token_slack is {self.token_slack}: use 1.0 or more")
+        if not 1 <= self.window <= MAX_WINDOW:
+            raise ValueError(f"window is {self.window}: use 1 to {MAX_WINDOW}")
+
+    @property
+    def token_cap(self) -> int:
+        """The most tokens of a pack, padding included."""
+        slack = self.token_slack if self.strategy == "fixed_compute" else 1.0
+        return int(self.tokens_per_pack * slack)
+
+
+def default_budget(tokens: Int64, costs: NDArray[np.float64], packing: Packing) -> float:
+    """The most cost of a pack: what ``tokens_per_pack`` cost on average over all documents.
+
+    It is raised, up to ``token_slack`` times, to the cost of the dearest document within the token
+    cap, so that none is lost to a tight budget; inf where the strategy does not look at cost.
+    """
+    if packing.strategy != "fixed_compute":
+        return math.inf
+    mean = packing.tokens_per_pack * math.fsum(costs) / max(int(tokens.sum()), 1)  # in any order
+    dearest = float(costs[tokens <= packing.token_cap].max(initial=0.0))
+    return min(max(mean, dearest), mean * packing.token_slack)
+
+
+def assign(tokens: Int64, costs: NDArray[np.float64], packing: Packing, budget: float) -> Int64:
+    """The pack of each document, numbered from 0; each must fit a pack by itself.
+
+    Costs of a pack stay within the budget to one part in 10^8, its padded tokens within the cap.
+    """
+    if not len(tokens):
+        return np.zeros(0, np.int64)
+    if packing.strategy == "batch_padding":
+        return _pad(tokens, packing)
+    # Integers of about 2^40: tokens exact, costs rounded down to one part in 10^12 of the budget.
+    shift = max(0, 40 - packing.token_cap.bit_length())
+    capacity = packing.token_cap << shift
+    compute = np.floor(costs / budget * capacity).astype(np.int64)
+    return pack_in_windows(compute, tokens << shift, capacity, packing.window)
+
+
+def padded_tokens(packing: Packing, sizes: Int64, totals: Int64, longest: Int64) -> Int64:
+    """Tokens with padding of each pack of ``sizes`` documents of so many tokens in all."""
+    if packing.strategy == "fixed_length":
+        return np.full(len(sizes), packing.token_cap, np.int64)
+    return sizes * longest if packing.strategy == "batch_padding" else totals
+
+
+def _pad(tokens: Int64, packing: Packing) -> Int64:
+    """Consecutive documents until ``batch_size``, or until padding would pass the token cap."""
+    pack = np.zeros(len(tokens), np.int64)
+    current, size, longest = 0, 0, 0
+    for i, length in enumerate(tokens.tolist()):
+        longest = max(longest, length)
+        if size == packing.batch_size or (size + 1) * longest > packing.token_cap:
+            current, size, longest = current + 1, 0, length
+        size += 1
+        pack[i] = current
+    return pack

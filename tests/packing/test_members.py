@@ -1,0 +1,181 @@
+"""Documents to members and back, and members that lie."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infra.layout import Image, Segment, Text
+from infra.schedules import SCHEDULES
+from infra.schema import TOKENS
+from packing.members import (
+    INPUT,
+    LAYOUT,
+    MEMBERS,
+    TARGET,
+    TEXT,
+    Document,
+    decode,
+    encode,
+    from_tokens,
+)
+
+
+def image(schedule: int = 20, num_scales: int = 3, seed: int = 0, role: str = "target") -> Image:
+    codes = np.random.default_rng(seed).integers(
+        0, 65_536, (2, SCHEDULES[schedule].num_codes(num_scales))
+    )
+    return Image(schedule, num_scales, codes[0], codes[1], role, role == "target")  # type: ignore[arg-type]
+
+
+def plain(documents: list[Document] | tuple[Document, ...]) -> list[object]:
+    """Documents as values that compare."""
+
+    def values(segment: Segment) -> tuple[object, ...]:
+        if isinstance(segment, Text):
+            return (segment.ids.tolist(), segment.loss)
+        codes = segment.input_codes.tolist(), segment.target_codes.tolist()
+        return (segment.schedule, segment.num_scales, *codes, segment.role, segment.loss)
+
+    return [
+        (d.doc_id, d.copy, d.task, d.source, [values(segment) for segment in d.segments])
+        for d in documents
+    ]
+
+
+segments = st.one_of(
+    st.builds(
+        Text,
+        st.lists(st.integers(0, 2**31 - 1), max_size=5).map(lambda ids: np.array(ids, np.int32)),
+        st.booleans(),
+    ),
+    st.builds(
+        image,
+        st.integers(0, 40),
+        st.integers(1, 4),
+        st.integers(0, 99),
+        st.sampled_from(["target", "condition"]),
+    ),
+)
+documents = st.builds(
+    Document,
+    st.text("0123456789abcdef", min_size=32, max_size=32),
+    st.integers(0, 9),
+    st.sampled_from(["t2i", "text"]),
+    st.text(max_size=5),
+    st.lists(segments, max_size=4).map(tuple),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(documents, max_size=4))
+def test_round_trip(pack: list[Document]) -> None:
+    members = encode(pack)
+    assert tuple(members) == MEMBERS
+    assert plain(decode(members)) == plain(pack)
+    assert encode(pack) == members
+    for name in (TEXT, INPUT, TARGET):
+        array = np.load(io.BytesIO(members[name]), allow_pickle=False)
+        assert array.dtype == (np.int32 if name == TEXT else np.uint16)
+
+
+def test_from_tokens_reads_every_row() -> None:
+    picture = image(seed=1)
+    none: dict[str, object] = dict.fromkeys(
+        ["role", "text_ids", "input_codes", "target_codes", "sample_id"]
+    )
+    text = none | {"kind": "text", "loss": False, "schedule": -1, "num_scales": 0}
+    rows = [
+        {
+            "doc_id": f"{i}",
+            "task": "t2i",
+            "source": "here",
+            "segments": [
+                text | {"text_ids": [i, i + 1]},
+                none
+                | {"kind": "image", "role": "target", "loss": True, "schedule": 20}
+                | {"num_scales": 3, "input_codes": picture.input_codes.tolist()}
+                | {"target_codes": picture.target_codes.tolist()},
+                text | {"text_ids": []},
+            ],
+        }
+        for i in range(4)
+    ]
+    empty = np.zeros(0, np.int32)
+    expected = [
+        Document(
+            f"{i}",
+            i % 2,
+            "t2i",
+            "here",
+            (Text(np.array([i, i + 1]), loss=False), picture, Text(empty, loss=False)),
+        )
+        for i in range(4)
+    ]
+    table = pa.Table.from_pylist(rows, schema=TOKENS)
+    assert plain(from_tokens(table, [0, 1, 0, 1])) == plain(expected)
+    assert plain(from_tokens(table.slice(1, 2), [1, 0])) == plain(expected[1:3])
+    assert plain(from_tokens(table.take([3, 0]), [1, 0])) == plain([expected[3], expected[0]])
+    assert from_tokens(table.slice(0, 0)) == []
+    failed = pa.Table.from_pylist([rows[0], {"doc_id": "bad"}], schema=TOKENS)
+    with pytest.raises(ValueError, match="document bad has no tokens"):
+        from_tokens(failed)
+
+
+def test_codes_beyond_uint16_are_refused() -> None:
+    codes = np.full(14, 65_536, np.int32)
+    document = Document("a", 0, "t2i", "s", (Image(20, 3, codes, codes),))
+    with pytest.raises(ValueError, match="too large for uint16"):
+        encode([document])
+
+
+def test_members_that_lie_are_refused() -> None:
+    document = Document("a", 0, "t2i", "s", (Text(np.arange(3, dtype=np.int32)), image()))
+    members = encode([document])
+
+    def npy(array: np.ndarray) -> bytes:
+        out = io.BytesIO()
+        np.lib.format.write_array(out, array, version=(1, 0))
+        return out.getvalue()
+
+    huge = members[TEXT].replace(b"(3,)", b"(3000000000000,)")  # would be 12 TB
+    assert huge != members[TEXT]
+    for name, data, match in (
+        (TEXT, huge, "text.npy"),
+        (TEXT, npy(np.array([None, {}, "x"])), "text.npy says object"),
+        (TEXT, npy(np.zeros((3, 1), "<i4")), "text.npy says int32"),
+        (TEXT, npy(np.zeros(4, "<i4")), "3 text ids .* hold 4"),
+        (INPUT, npy(np.zeros(13, "<u2")), "input_codes holds 13 codes"),
+        (TARGET, npy(np.zeros(20, "<u2")), "14 codes, .* 20 targets"),
+        (TARGET, b"not npy", "magic"),
+        (LAYOUT, b"{", "Expecting"),
+        (LAYOUT, b"[]", "`documents` is None"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            decode(members | {name: data})
+
+
+@pytest.mark.parametrize(
+    ("segment", "name", "value", "match"),
+    [
+        (0, "length", -1, "cuts text at -1"),
+        (0, "length", True, "`length` is True"),
+        (0, "length", 10**12, "cuts text at 1000000000000"),
+        (0, "kind", "video", "`kind` is 'video'"),
+        (0, "loss", 1, "`loss` is 1"),
+        (1, "schedule", 41, "schedule 41"),
+        (1, "num_scales", 256, "256 scales"),
+        (1, "role", None, "role is None"),
+    ],
+)
+def test_a_layout_that_lies_is_refused(segment: int, name: str, value: object, match: str) -> None:
+    document = Document("a", 0, "t2i", "s", (Text(np.arange(3, dtype=np.int32)), image()))
+    members = encode([document])
+    tree = json.loads(members[LAYOUT])
+    tree["documents"][0]["segments"][segment][name] = value
+    with pytest.raises(ValueError, match=match):
+        decode(members | {LAYOUT: json.dumps(tree).encode()})

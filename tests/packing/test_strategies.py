@@ -1,0 +1,44 @@
+"""What each strategy does with a given order, on cases small enough to follow by hand."""
+
+import math
+
+import numpy as np
+
+from packing.strategies import Packing, assign, default_budget, padded_tokens
+
+
+def packs(tokens: list[int], costs: list[float], packing: Packing, budget: float) -> list[int]:
+    return assign(np.array(tokens), np.array(costs), packing, budget).tolist()
+
+
+def test_fixed_compute_obeys_both_limits() -> None:
+    packing = Packing(tokens_per_pack=100, token_slack=1.2)
+    assert packing.token_cap == 120
+    # By cost 0 and 1 go together and 2 fits neither; by tokens 3 joins 2 only.
+    assert packs([60, 60, 40, 80], [50.0, 50.0, 60.0, 40.0], packing, 100.0) == [0, 0, 1, 1]
+    assert packs([80, 80, 40, 40], [10.0, 10.0, 10.0, 10.0], packing, 100.0) == [0, 1, 0, 1]
+
+
+def test_fixed_length_ignores_cost_and_slack() -> None:
+    packing = Packing("fixed_length", tokens_per_pack=100, token_slack=1.2)
+    assert packing.token_cap == 100
+    assert math.isinf(default_budget(np.array([50]), np.array([1.0]), packing))
+    assert packs([70, 70, 30, 30], [1.0, 1.0, 1e9, 1e9], packing, math.inf) == [0, 1, 0, 1]
+    numbers = (np.array([2, 2]), np.array([100, 90]), np.array([70, 60]))
+    assert padded_tokens(packing, *numbers).tolist() == [100, 100]
+
+
+def test_batch_padding_takes_documents_as_they_come() -> None:
+    packing = Packing("batch_padding", tokens_per_pack=100, batch_size=3)
+    # Three by number; then 40 + 30 + 30 would pad to 3 x 40.
+    tokens = [10, 20, 30, 40, 30, 30, 100, 1]
+    assert packs(tokens, [1.0] * 8, packing, math.inf) == [0, 0, 0, 1, 1, 2, 3, 4]
+    numbers = (np.array([3, 2]), np.array([60, 70]), np.array([30, 40]))
+    assert padded_tokens(packing, *numbers).tolist() == [90, 80]
+
+
+def test_as_many_as_fill_a_pack_exactly_fit() -> None:
+    packing = Packing(tokens_per_pack=20_480, token_slack=1.0)
+    for parts in (3, 5, 7, 10):
+        tokens, costs = [20_480 // parts] * parts, [1.0 / parts] * parts
+        assert packs(tokens, costs, packing, 1.0) == [0] * parts
