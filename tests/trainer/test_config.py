@@ -1,0 +1,48 @@
+"""Settings are checked where they are read, by key and value."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.config import ConfigError, build, load
+from trainer.config import ModelConfig, TrainConfig
+
+REQUIRED = {"packs": "packs", "output": "out", "steps": 3}
+
+
+def test_a_recipe_section_becomes_a_config():
+    config = build(TrainConfig, REQUIRED | {"model": {"num_layers": 2}, "betas": [0.9, 0.99]})
+    assert config == TrainConfig("packs", "out", 3, model=ModelConfig(num_layers=2),
+                                 betas=(0.9, 0.99))  # fmt: skip
+
+
+def test_qwen_7b_is_expressible():
+    ModelConfig(3584, 18944, 28, 28, 4, 128, (16, 24, 24), 1e6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "steps is 0: use at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0: use a positive"),
+        ({"scale_alpha": -0.5}, "scale_alpha is -0.5: use 0 or more"),
+        ({"betas": [0.9, 1.0]}, r"betas are \(0.9, 1.0\)"),
+        ({"output": "s3://bucket/run"}, "output is s3://bucket/run: use a local"),
+        ({"num_threads": 0}, "num_threads is 0"),
+        ({"zero_stage": 3}, "zero_stage` is 3: choose one of 0, 1, 2"),
+        ({"model": {"num_heads": 5}}, "`model`: num_kv_heads is 2: it must divide num_heads 5"),
+        ({"model": {"head_dim": 64}}, r"`model`: mrope_sections \(4, 6, 6\) must"),
+        ({"model": {"hidden_size": 7}}, "`model`: hidden_size is 7: use an even"),
+        ({"model": {"num_layers": 0}}, "`model`: num_layers is 0"),
+        ({"model": {"rope_theta": 0.0}}, "`model`: rope_theta is 0.0"),
+        ({"lerning_rate": 1.0}, "did you mean `learning_rate`"),
+    ],
+)
+def test_impossible_values_name_key_value_and_remedy(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        build(TrainConfig, REQUIRED | wrong)
+
+
+def test_the_demo_recipe_is_valid():
+    recipe = Path(__file__).parents[2] / "pipelines/recipes/train_demo.yaml"
+    assert load(TrainConfig, recipe, ["steps=2"]).steps == 2

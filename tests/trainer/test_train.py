@@ -1,0 +1,258 @@
+"""The loop on packs of made-up documents: learns, resumes bit for bit, refuses what is foreign."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from infra import config as recipes
+from infra.config import ConfigError
+from infra.layout import Image, Text
+from infra.schedules import SCHEDULES
+from packing.cost import Coefficients
+from packing.members import Document
+from packing.reader import Facts, PackError
+from packing.shards import shard_name, write_shard
+from trainer import codebook
+from trainer.config import ModelConfig, TrainConfig
+from trainer.train import train
+
+ROOT = Path(__file__).parents[2]
+TINY = ModelConfig(hidden_size=48, intermediate_size=64, num_layers=2, num_heads=4,
+                   num_kv_heads=2, head_dim=16, mrope_sections=(2, 3, 3))  # fmt: skip
+SCALES, NUM_CODES, TEXT_SIZE = 4, 40, 30
+
+
+def write_packs(folder: Path, num_packs: int = 6, seed: int = 0) -> Path:
+    """Packs that use a quarter of the codes, a third of the text ids; the last holds no image."""
+    rng = np.random.default_rng(seed)
+
+    def document(name: str, with_image: bool) -> Document:
+        schedule = int(rng.integers(len(SCHEDULES)))
+        codes = rng.integers(0, NUM_CODES // 4, SCHEDULES[schedule].num_codes(SCALES))
+        text = Text(rng.integers(0, TEXT_SIZE // 3, 6))
+        image = (Image(schedule, SCALES, codes, codes),) if with_image else ()
+        return Document(name, 0, "t2i", "made-up", (text, *image))
+
+    packs = [
+        (p, [document(f"{p}-{d}", p < num_packs - 1) for d in range(3)]) for p in range(num_packs)
+    ]
+    folder.mkdir(parents=True)
+    with (folder / shard_name(0)).open("wb") as file:
+        index = write_shard(file, shard_name(0), packs, Coefficients(1.0, 0.0, 0.0))
+    pq.write_table(index, folder / "index.parquet")
+    facts = Facts("tokenizer-a", "text-a", NUM_CODES, TEXT_SIZE, 256, "fixed_compute", 4096, seed)
+    (folder / "packs.json").write_bytes(facts.to_json())
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(
+        packs=str(write_packs(tmp_path / "packs")),
+        output=str(tmp_path / "run"),
+        steps=6,
+        epochs=100,
+        model=TINY,
+        micro_batches=2,
+        learning_rate=1e-2,
+        checkpoint_every=2,
+        num_threads=1,
+    )
+
+
+def _log(config: TrainConfig) -> list[dict]:
+    lines = (Path(config.output) / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _untimed(entries: list[dict]) -> list[dict]:
+    return [
+        {k: v for k, v in e.items() if k not in ("duration_s", "tokens_per_s")} for e in entries
+    ]
+
+
+def test_loss_goes_down_in_both_modalities_and_every_scale(config):
+    seen = []
+    result = train(replace(config, steps=30), lambda entry, steps: seen.append((entry, steps)))
+    first, last = seen[0][0], seen[-1][0]
+    assert first.loss == pytest.approx(np.log(72), abs=0.1)  # 30 text ids, <boi>, <eoi>, 40 codes
+    assert last.loss < first.loss - 1
+    assert last.text_loss < first.text_loss - 1
+    assert last.vision_loss < first.vision_loss - 1
+    for before, after in zip(first.scale_losses[:SCALES], last.scale_losses[:SCALES], strict=True):
+        assert after < before - 1
+    assert last.scale_losses[SCALES:] == [None] * (18 - SCALES)
+    assert last == result.last
+    assert (result.steps, result.packs_consumed) == (30, 60)
+    assert [entry["step"] for entry in _log(config)] == list(range(1, 31))
+    assert seen[-1][1] == 30
+
+
+def test_a_finished_run_has_nothing_left_to_do(config):
+    train(config)
+    before = _log(config)
+    again = train(config)
+    assert (again.steps, again.resumed_from, again.last) == (6, 6, None)
+    assert _log(config) == before
+
+
+def test_packs_that_fill_no_step_are_left_out_of_every_epoch(config):
+    train(replace(config, micro_batches=4, steps=3, epochs=3))  # 6 packs: 4 used, 2 dropped
+    assert [entry["packs_consumed"] for entry in _log(config)] == [4, 10, 16]
+    one_epoch = replace(config, steps=100, epochs=1, output=config.output + "-2")
+    assert train(one_epoch).steps == 3
+
+
+def test_gradient_accumulation_weighs_all_positions_alike(config):
+    """Pack weights differ, yet the first step's loss is the mean over all of its positions."""
+    train(replace(config, steps=1, micro_batches=6))
+    train(
+        replace(config, steps=3, micro_batches=2, learning_rate=1e-12, output=config.output + "2")
+    )
+    together = _log(config)[0]
+    parts = _log(replace(config, output=config.output + "2"))
+    assert together["num_tokens"] == sum(part["num_tokens"] for part in parts)
+    # the weights of an image add up to its codes; the last token of each document has no target
+    weights = [part["num_tokens"] - 6 for part in parts]
+    mean = np.average([part["loss"] for part in parts], weights=weights)
+    assert together["loss"] == pytest.approx(mean, rel=1e-5)
+
+
+KILLED = """
+import os, signal, sys
+from infra.config import load
+from trainer.config import TrainConfig
+from trainer.train import train
+def kill(entry, steps):
+    if entry.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(load(TrainConfig, sys.argv[1]), kill)
+"""
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path):
+    config = replace(config, steps=9)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipes.as_dict(config)))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(recipe)], cwd=ROOT, check=False)
+    assert killed.returncode == -9
+    assert [entry["step"] for entry in _log(config)] == [1, 2, 3, 4, 5]
+    # what a kill in the middle of writing leaves
+    (Path(config.output) / "checkpoints/.step-00000006.writing/engine").mkdir(parents=True)
+    with (Path(config.output) / "log.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+
+    resumed = train(config)
+    whole = replace(config, output=config.output + "-whole")
+    uninterrupted = train(whole)
+
+    assert (resumed.resumed_from, uninterrupted.resumed_from) == (4, 0)
+    assert _untimed(_log(config)) == _untimed(_log(whole))
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        ours, theirs = (
+            torch.load(result.checkpoint / "engine" / name, weights_only=False)
+            for result in (resumed, uninterrupted)
+        )
+        tensors = list(_tensors(ours))
+        assert tensors
+        assert all(map(torch.equal, tensors, _tensors(theirs)))
+    assert len(list((Path(config.output) / "checkpoints").iterdir())) == 2
+
+
+def _tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, dict | list | tuple):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(value)
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_rank_with_the_same_packs_per_step(config, tmp_path):
+    """The last pack has no image: one rank then trains on text alone beside one with images."""
+    recipe = tmp_path / "recipe.yaml"
+    two = replace(config, micro_batches=1, output=config.output + "-two")
+    recipe.write_text(yaml.safe_dump(recipes.as_dict(two)))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    subprocess.run(
+        [sys.executable, *launch, "trainer.train", str(recipe)],
+        cwd=ROOT,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    train(config)
+    for ours, theirs in zip(_log(config), _log(two), strict=True):
+        assert ours["packs_consumed"] == theirs["packs_consumed"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)
+    with pytest.raises(ConfigError, match="made with ranks 2, this run has 1"):
+        train(replace(two, micro_batches=2))
+
+
+@pytest.mark.parametrize("settings", [{"zero_stage": 0}, {"zero_stage": 1}, {"reader_workers": 1}])
+def test_zero_stages_and_reader_processes_change_no_loss(config, settings):
+    train(replace(config, steps=3))
+    other = replace(config, steps=3, output=config.output + "-other", **settings)
+    train(other)
+    for ours, theirs in zip(_log(config), _log(other), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+def test_starts_from_the_tokenizers_codebook(config, tmp_path):
+    path = tmp_path / "codebook.safetensors"
+    vectors = torch.randn(NUM_CODES, 6)
+    codebook.write(path, vectors, "tokenizer-a")
+    result = train(replace(config, steps=1, learning_rate=1e-12, codebook=str(path)))
+    states = torch.load(result.checkpoint / "engine/mp_rank_00_model_states.pt", weights_only=False)
+    torch.testing.assert_close(states["module"]["vision.codebook"], vectors)
+
+
+def test_a_codebook_of_another_tokenizer_is_refused_by_name(config, tmp_path):
+    path = tmp_path / "codebook.safetensors"
+    codebook.write(path, torch.randn(NUM_CODES, 6), "tokenizer-b")
+    with pytest.raises(ConfigError, match=r"of tokenizer tokenizer-b, the packs .* tokenizer-a"):
+        train(replace(config, codebook=str(path)))
+    assert not Path(config.output).exists()
+
+
+def test_another_model_or_other_packs_do_not_continue_a_run(config, tmp_path):
+    train(replace(config, steps=2))
+    with pytest.raises(ConfigError, match=r"was made with model .*'num_layers': 2.*num_layers': 3"):
+        train(replace(config, model=replace(TINY, num_layers=3)))
+    others = write_packs(tmp_path / "others", seed=1)
+    with pytest.raises(ConfigError, match="was made with packs"):
+        train(replace(config, packs=str(others)))
+    facts = json.loads((others / "packs.json").read_text()) | {"vocabulary_id": "text-b"}
+    (others / "packs.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match="with vocabulary text-a, this run has text-b"):
+        train(replace(config, packs=str(others)))
+
+
+def test_too_few_packs_or_none_stop_before_work(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"holds 6 packs, one step .* takes 7"):
+        train(replace(config, micro_batches=7))
+    with pytest.raises(PackError, match="is no folder of packs"):
+        train(replace(config, packs=str(tmp_path / "nowhere")))
+
+
+def test_codes_outside_the_vocabulary_stop_the_run(config):
+    path = Path(config.packs) / "packs.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_codes": 5}))
+    with pytest.raises(ValueError, match=r"input codes reach from 0 to 9: they must lie in 0\.\.4"):
+        train(config)
+
+
+def test_importing_the_trainer_stays_light():
+    heavy = "{'ray', 'open_clip', 'duckdb', 'deepspeed', 'transformers'}"
+    code = f"import sys, trainer.train; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,82 @@
+"""Checkpoints: written beside, renamed when complete, so that one that exists is whole.
+
+``<output>/checkpoints/step-00000100/`` holds ``state.json`` (step, packs consumed, what the run is
+made of) and DeepSpeed's own files under ``engine/`` (parameters, optimiser, random state).
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infra.config import ConfigError
+
+_TAG = "engine"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: the steps taken and the packs read, which is the reader's whole state."""
+
+    step: int = 0
+    packs_consumed: int = 0
+
+
+def save(
+    folder: Path, engine: Any, progress: Progress, identity: Mapping[str, Any], keep: int
+) -> None:
+    """Write the checkpoint of this step with all ranks; keeps the newest ``keep``."""
+    first = torch.distributed.get_rank() == 0
+    final = folder / f"step-{progress.step:08d}"
+    writing = folder / f".{final.name}.writing"
+    if first:  # what a killed run left
+        shutil.rmtree(writing, ignore_errors=True)
+    torch.distributed.barrier()
+    # The loop draws nothing at random, so one rank's state stands for all.
+    engine.save_checkpoint(
+        str(writing), tag=_TAG, client_state={"rng": torch.get_rng_state()}, save_latest=False
+    )
+    torch.distributed.barrier()
+    if first:
+        state = {
+            "step": progress.step,
+            "packs_consumed": progress.packs_consumed,
+            "identity": dict(identity),
+        }
+        (writing / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        writing.rename(final)
+        for old in complete(folder)[:-keep]:
+            shutil.rmtree(old)
+    torch.distributed.barrier()
+
+
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def check(checkpoint: Path, identity: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the checkpoint belongs to another model, vocabulary or plan of packs."""
+    stored = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["identity"]
+    for key in identity:
+        ours = json.loads(json.dumps(identity[key]))  # as stored: tuples become lists
+        if stored.get(key) != ours:
+            raise ConfigError(
+                f"checkpoint {checkpoint} was made with {key} {stored.get(key)}, this run has "
+                f"{ours}: choose another output, or go back to the former {key}"
+            )
+
+
+def load(checkpoint: Path, engine: Any) -> Progress:
+    """Restore parameters, optimiser and random state into ``engine``."""
+    path, client_state = engine.load_checkpoint(str(checkpoint), tag=_TAG)
+    if path is None:
+        raise FileNotFoundError(f"checkpoint {checkpoint} is incomplete: delete it")
+    torch.set_rng_state(client_state["rng"])
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return Progress(state["step"], state["packs_consumed"])

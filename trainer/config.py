@@ -1,0 +1,99 @@
+"""What a training run is told: the decoder's shape and the loop's settings, checked on the way in.
+
+`infra.config.load` builds `TrainConfig` from YAML and adds the key to every message.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the decoder. The defaults are small; Qwen2.5-7B is 3584, 18944, 28, 28, 4, 128,
+    (16, 24, 24), 1e6, and loads Qwen's parameter names.
+    """
+
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_layers: int = 4
+    num_heads: int = 8
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    # Frequencies of the axes (t or scale, y, x), fastest first: 2 : 3 : 3 as in Qwen2.5-VL.
+    mrope_sections: tuple[int, int, int] = (4, 6, 6)
+    # With Qwen's 1e6 the x axis turns by at most 1e6 ** -0.625 = 0.0002 per unit, which a
+    # pretrained model copes with but a small one trained from nothing cannot tell apart.
+    rope_theta: float = 1e3
+    rms_norm_eps: float = 1e-6
+    # Choices that the paper leaves open:
+    # C of equation 1. 64 puts the cells of the 1024 level's 64 x 64 grid one position apart, which
+    # is how Qwen2.5-VL spaces its patches.
+    spatial_range: float = 64.0
+    # Equation 1 has no text offset: every image has the same coordinates wherever it stands.
+    # "follow_text" adds the text position of its <boi> to all axes.
+    image_positions: Literal["absolute", "follow_text"] = "absolute"
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: use at least 1")
+        if self.hidden_size % 2:
+            raise ValueError(f"hidden_size is {self.hidden_size}: use an even number")
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads is {self.num_kv_heads}: it must divide num_heads {self.num_heads}"
+            )
+        if 2 * sum(self.mrope_sections) != self.head_dim or min(self.mrope_sections) < 1:
+            raise ValueError(
+                f"mrope_sections {self.mrope_sections} must be positive and add up to half of "
+                f"head_dim {self.head_dim}"
+            )
+        for name in ("rope_theta", "spatial_range", "init_std"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: use a positive number")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run over the packs of one folder, in their order."""
+
+    packs: str  # folder with packs.json
+    output: str  # log.jsonl and checkpoints/ go here; a run found there is continued
+    steps: int
+    codebook: str | None = None  # safetensors of the tokenizer's codebook; null: random embeddings
+    code_dim: int = 40  # width of the visual embeddings where no codebook says it
+    model: ModelConfig = field(default_factory=ModelConfig)
+    micro_batches: int = 1  # M: packs per rank and step; a step takes ranks x M packs
+    epochs: int = 1  # passes over the packs, at most
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    gradient_clip: float = 1.0
+    scale_alpha: float = 0.9  # equation 2; the paper uses 0.9 from the 512 level on, 0 is uniform
+    zero_stage: Literal[0, 1, 2] = 2
+    checkpoint_every: int = 100  # steps; the last step always writes one
+    keep_checkpoints: int = 2
+    seed: int = 0
+    reader_workers: int = 0  # processes that read ahead; 0 reads between the steps
+    num_threads: int | None = None  # CPU threads per rank; null: as torch and the environment say
+
+    def __post_init__(self) -> None:
+        at_least_1 = ("steps", "micro_batches", "epochs", "checkpoint_every", "keep_checkpoints")
+        for name in (*at_least_1, "code_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: use at least 1")
+        for name in ("learning_rate", "gradient_clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: use a positive number")
+        for name in ("warmup_steps", "weight_decay", "scale_alpha", "reader_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: use 0 or more")
+        if "://" in self.output:
+            raise ValueError(f"output is {self.output}: use a local (or mounted) folder")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}: use numbers in [0, 1)")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"num_threads is {self.num_threads}: use at least 1, or null")

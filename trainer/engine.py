@@ -1,0 +1,88 @@
+"""DeepSpeed around the decoder: processes, device and engine. Imported by the loop alone, lazily.
+
+One code path serves a plain process, the ``deepspeed`` launcher and torchrun: the launchers set
+RANK and friends, without them the run is a group of one.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config import TrainConfig
+
+
+@contextmanager
+def process_group() -> Iterator[tuple[int, int, torch.device]]:
+    """Join the launcher's processes, or be a group of one; gives (rank, ranks, device).
+
+    NCCL and the local GPU where there is one, else gloo and the CPU.
+    """
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to guess
+    for name in ("DeepSpeed", "torch.utils.cpp_extension"):  # a page of INFO lines per start
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import deepspeed
+
+    # On CPUs DeepSpeed would compile a shared-memory all-reduce at its first start (25 s, and it
+    # needs a compiler). Saying that no extension is compatible makes it use gloo.
+    deepspeed.ops.__compatible_ops__ = {}
+    dist = torch.distributed
+    backend = "nccl" if cuda else "gloo"
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    started = not dist.is_initialized()
+    if started and "RANK" in os.environ:
+        dist.init_process_group(backend)
+    elif started:  # a store in memory: no port to find, none to collide with
+        dist.init_process_group(
+            backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
+        )
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    try:
+        yield dist.get_rank(), dist.get_world_size(), device
+    finally:
+        if started:
+            deepspeed.comm.destroy_process_group()
+
+
+def build_engine(model: nn.Module, config: TrainConfig, device: torch.device) -> Any:
+    """The DeepSpeed engine: ZeRO, AdamW, clipping; bf16 (fp32 states) on a GPU, fp32 on a CPU."""
+    import deepspeed
+
+    # torch's AdamW: DeepSpeed's own CPU Adam compiles for over a minute at its first start.
+    optimizer = torch.optim.AdamW(
+        _decayed(model, config.weight_decay),
+        lr=config.learning_rate,
+        betas=config.betas,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model.to(device),
+        optimizer=optimizer,
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": config.micro_batches,
+            "gradient_clipping": config.gradient_clip,
+            "zero_optimization": {"stage": config.zero_stage},
+            "bf16": {"enabled": device.type == "cuda"},
+            "steps_per_print": 10**9,  # the loop has its own log
+        },
+    )
+    return engine
+
+
+def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices only; norms, biases and gains keep their scale."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,228 @@
+"""The training loop: packs in their order, one optimiser step per ranks x micro_batches packs.
+
+    nextscale train RECIPE                                    one process
+    deepspeed --module trainer.train RECIPE [key=value ...]   one process per GPU; or torchrun -m
+
+A run continues from the newest checkpoint in its output folder. On the CPU the continued run is,
+bit for bit, the uninterrupted one: the number of packs consumed is the data's whole state.
+"""
+
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from infra.config import ConfigError, load
+from infra.layout import layout
+from infra.segments import Vocabulary
+from packing.reader import Pack, Packs, PackStream, open_packs
+from trainer import checkpoint, codebook, log
+from trainer.batch import PackTensors, pack_tensors
+from trainer.checkpoint import Progress
+from trainer.config import ModelConfig, TrainConfig
+from trainer.engine import build_engine, process_group
+from trainer.log import StepLog, StepTotals
+from trainer.model import Decoder
+
+OnStep = Callable[[StepLog, int], None]
+"""Called on the first rank after every step, with the number of steps of the whole run."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` did; ``steps`` and ``packs_consumed`` count from the start of the run."""
+
+    steps: int
+    packs_consumed: int
+    resumed_from: int  # step of the checkpoint that was continued; 0: a new run
+    last: StepLog | None  # None if there was nothing left to do
+    checkpoint: Path
+    log: Path
+
+
+def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
+    """Train as configured, or continue; whatever can be wrong is found before the first step.
+
+    Raises ConfigError where packs, codebook and checkpoint do not belong together, and PackError
+    for packs that cannot be read.
+    """
+    packs = open_packs(config.packs)
+    vocabulary = packs.facts.vocabulary
+    vectors = None
+    if config.codebook is not None:
+        tokenizer = packs.facts.tokenizer_id
+        vectors = codebook.read(config.codebook, vocabulary.num_codes, tokenizer)
+    code_dim = config.code_dim if vectors is None else vectors.shape[1]
+    output = Path(config.output)
+    checkpoints, log_path = output / "checkpoints", output / "log.jsonl"
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+
+    with process_group() as (rank, ranks, device):
+        steps = _num_steps(config, packs, ranks)
+        identity = _identity(config, packs, code_dim, ranks)
+        newest = next(reversed(checkpoint.complete(checkpoints)), None)
+        if newest:
+            checkpoint.check(newest, identity)
+
+        torch.manual_seed(config.seed)
+        model = Decoder(config.model, vocabulary, code_dim)
+        if vectors is not None:
+            model.load_codebook(vectors)
+        engine = build_engine(model, config, device)
+        progress = checkpoint.load(newest, engine) if newest else Progress()
+        resumed_from = progress.step
+        if rank == 0:
+            output.mkdir(parents=True, exist_ok=True)
+            log.keep_until(log_path, progress.step)
+
+        entry = None
+        batches = _batches(packs, config, progress.packs_consumed, rank, ranks)
+        while progress.step < steps:
+            began = time.perf_counter()
+            batch, packs_consumed = next(batches)
+            progress = Progress(progress.step + 1, packs_consumed)
+            rate = _learning_rate(config, progress.step, steps)
+            totals = _step(engine, batch, rate, device)
+            entry = totals.log(
+                progress.step,
+                packs_consumed,
+                time.perf_counter() - began,
+                float(engine.get_global_grad_norm() or 0.0),
+                rate,
+            )
+            if not math.isfinite(entry.loss):
+                raise FloatingPointError(f"the loss of step {entry.step} is {entry.loss}")
+            if rank == 0:
+                log.append(log_path, entry)
+                if on_step:
+                    on_step(entry, steps)
+            if progress.step % config.checkpoint_every == 0 or progress.step == steps:
+                checkpoint.save(checkpoints, engine, progress, identity, config.keep_checkpoints)
+        engine.destroy()
+    return TrainResult(
+        steps=progress.step,
+        packs_consumed=progress.packs_consumed,
+        resumed_from=resumed_from,
+        last=entry,
+        checkpoint=checkpoint.complete(checkpoints)[-1],
+        log=log_path,
+    )
+
+
+def _step(
+    engine: Any, batch: Sequence[PackTensors], rate: float, device: torch.device
+) -> StepTotals:
+    """One optimiser step over this rank's packs of the step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    batch = [pack.to(device) for pack in batch]
+    # Every position counts the same, whatever pack and rank it is in: divide by the weight of the
+    # whole step. DeepSpeed averages over ranks and micro-batches, which is taken back here.
+    weight = torch.stack([pack.weights.sum() for pack in batch]).sum()
+    torch.distributed.all_reduce(weight)
+    share = torch.distributed.get_world_size() * len(batch) / weight.clamp_min(1.0)
+    totals = StepTotals(device)
+    for pack in batch:
+        result = engine(pack)
+        engine.backward(result.loss * share)
+        engine.step()
+        totals.add(pack, result)
+    return totals.reduce()
+
+
+def _batches(
+    packs: Packs, config: TrainConfig, packs_consumed: int, rank: int, ranks: int
+) -> Iterator[tuple[list[PackTensors], int]]:
+    """(this rank's packs of a step, packs consumed after it) from ``packs_consumed`` on, for ever.
+
+    Packs that fill no whole step at the end of an epoch are left out, and counted as consumed.
+    """
+    to_tensors = partial(_tensors, packs.facts.vocabulary, config.model, config.scale_alpha)
+    while True:
+        epoch, consumed = divmod(packs_consumed, packs.num_packs)
+        stream = PackStream(
+            packs,
+            rank=rank,
+            num_ranks=ranks,
+            micro_steps=config.micro_batches,
+            packs_consumed=consumed,
+        )
+        loader = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=config.reader_workers,
+            collate_fn=to_tensors,
+            generator=torch.Generator(),  # else the loader draws from the global random state
+        )
+        read = iter(loader)
+        for _ in range(stream.num_steps):
+            packs_consumed += stream.packs_per_step
+            yield list(islice(read, config.micro_batches)), packs_consumed
+        packs_consumed = (epoch + 1) * packs.num_packs
+
+
+def _tensors(vocabulary: Vocabulary, model: ModelConfig, alpha: float, pack: Pack) -> PackTensors:
+    return pack_tensors(layout(pack.segments, vocabulary), model, alpha)
+
+
+def _num_steps(config: TrainConfig, packs: Packs, ranks: int) -> int:
+    per_step = ranks * config.micro_batches
+    if packs.num_packs < per_step:
+        raise ConfigError(
+            f"{config.packs} holds {packs.num_packs} packs, one step of {ranks} ranks with "
+            f"micro_batches {config.micro_batches} takes {per_step}: lower one of them"
+        )
+    return min(config.steps, config.epochs * (packs.num_packs // per_step))
+
+
+def _identity(config: TrainConfig, packs: Packs, code_dim: int, ranks: int) -> dict[str, Any]:
+    """What must stay the same for a checkpoint to be continued."""
+    content = hashlib.blake2b(digest_size=16)
+    for checksum in packs.index["sha256"].to_pylist():
+        content.update(checksum.encode())
+    return {
+        "tokenizer": packs.facts.tokenizer_id,
+        "vocabulary": packs.facts.vocabulary_id,
+        "packs": content.hexdigest(),
+        "model": asdict(config.model) | {"code_dim": code_dim},
+        "ranks": ranks,
+        "zero_stage": config.zero_stage,
+    }
+
+
+def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Of step 1, 2, ...: a linear warm-up, then constant or half a cosine towards 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    if config.decay == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps + 1)
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The entry point of launchers: RECIPE [key=value ...]."""
+    # The deepspeed launcher adds --local_rank, which it also says by the environment.
+    recipe, *overrides = [a for a in arguments if not a.startswith("--local_rank")]
+
+    def show(entry: StepLog, steps: int) -> None:
+        print(
+            f"step {entry.step}/{steps} loss {entry.loss:.4f} {entry.tokens_per_s:.0f} tokens/s",
+            flush=True,
+        )
+
+    train(load(TrainConfig, recipe, overrides), show)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
