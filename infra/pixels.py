@@ -128,21 +128,21 @@ def encode_jpeg(rgb: Pixels, quality: int = 95) -> bytes:
 
 def to_struct(pictures: Sequence[Pixels | None]) -> pa.StructArray:
     """Pictures as an Arrow array of `schema.IMAGE_TYPE`; None becomes null. Copies pixels once."""
-    valid = np.array([picture is not None for picture in pictures], bool)
-    flat = [picture.reshape(-1) for picture in pictures if picture is not None]
-    sizes = np.zeros(len(pictures) + 1, np.int64)
-    sizes[1:][valid] = [part.size for part in flat]
-    data = np.concatenate(flat) if flat else np.empty(0, np.uint8)
+    sizes = [0 if picture is None else picture.size for picture in pictures]
+    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+    # Arrow's pool keeps its pages between batches; a fresh array of this size would fault in each.
+    buffer = pa.allocate_buffer(int(offsets[-1]))
+    data = np.frombuffer(buffer, np.uint8) if len(buffer) else np.empty(0, np.uint8)
+    for picture, start, size in zip(pictures, offsets, sizes, strict=False):
+        if picture is not None:
+            data[start : start + size] = picture.reshape(-1)
     rgb = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(),
-        len(pictures),
-        [None, pa.py_buffer(np.cumsum(sizes)), pa.py_buffer(data)],
+        pa.large_binary(), len(pictures), [None, pa.py_buffer(offsets), buffer]
     )
+    missing = pa.array([picture is None for picture in pictures], pa.bool_())
     heights = pa.array([0 if p is None else p.shape[0] for p in pictures], pa.int32())
     widths = pa.array([0 if p is None else p.shape[1] for p in pictures], pa.int32())
-    return pa.StructArray.from_arrays(
-        [heights, widths, rgb], fields=list(IMAGE_TYPE), mask=pa.array(~valid)
-    )
+    return pa.StructArray.from_arrays([heights, widths, rgb], fields=list(IMAGE_TYPE), mask=missing)
 
 
 def from_struct(column: pa.ChunkedArray | pa.StructArray) -> list[Pixels | None]:
@@ -159,6 +159,7 @@ def from_struct(column: pa.ChunkedArray | pa.StructArray) -> list[Pixels | None]
         _, offset_buffer, data_buffer = rgb.buffers()
         offsets = np.frombuffer(offset_buffer, np.int64)[rgb.offset : rgb.offset + len(rgb) + 1]
         data = np.frombuffer(data_buffer, np.uint8) if data_buffer else np.empty(0, np.uint8)
+        data.setflags(write=False)  # the same bytes may stand in other tables
         heights = chunk.field("height").to_pylist()
         widths = chunk.field("width").to_pylist()
         for i, valid in enumerate(chunk.is_valid().to_pylist()):
@@ -222,7 +223,7 @@ def _load(picture: Image.Image, short_side: int | None) -> _Loaded:
     if factor > 1:  # in Pillow's memory: a large picture is not copied before it is small
         rgb = rgb.reduce(factor)
     size = (height, width)
-    return _Loaded(np.asarray(rgb), (target_h, target_w), turn, size, format_, mode, orientation)
+    return _Loaded(_as_array(rgb), (target_h, target_w), turn, size, format_, mode, orientation)
 
 
 def _reduced(width: int, height: int, short_side: int | None) -> tuple[int, int]:
@@ -274,6 +275,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         white.paste(opaque, mask=opaque.getchannel("A"))
         return white
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _as_array(rgb: Image.Image) -> Pixels:
+    """Pillow keeps RGB in four bytes per pixel: drop the fourth in one pass instead of its two."""
+    try:
+        stored = pa.array(rgb)
+    except ValueError:  # a large picture lies in several blocks of memory
+        return np.asarray(rgb)
+    padded = np.frombuffer(stored.values.buffers()[1], np.uint8)
+    padded = padded.reshape(rgb.height, rgb.width, 4)
+    return np.asarray(cv2.cvtColor(padded, cv2.COLOR_RGBA2RGB), np.uint8)
 
 
 def _explain(error: Exception, data: bytes) -> DecodeError:
