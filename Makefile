@@ -36,8 +36,9 @@ demo: setup  ## curate, tokenize, pack and train on real photographs
 	$(BIN)/python -m pipelines.demo
 
 bench: setup  ## the measurements of BENCHMARKS.md
-	$(BIN)/python -m tests.benchmarks.scoring
-	$(BIN)/python -m tests.benchmarks.ray_overhead
+	$(BIN)/python -c "from pipelines.demo_source import write_demo_source; write_demo_source('workspace/demo-photos')"
+	$(BIN)/python tests/benchmarks/scoring.py workspace/demo-photos
+	$(BIN)/python tests/benchmarks/ray_overhead.py
 
 clean:  ## remove the demo's workspace and all caches, keep .venv
 	rm -rf workspace/demo workspace/demo-photos .mypy_cache .ruff_cache .pytest_cache .hypothesis build

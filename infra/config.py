@@ -9,6 +9,7 @@ the run before any work, with one line that names the key, the value and the rem
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,24 @@ class ConfigError(ValueError):
     """A mistake of the user's, told in one line: value, place, remedy."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values only; a key that stands twice is a mistake, and 1e-3 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"`{key}` stands twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Read a YAML recipe into ``cls``; ``overrides`` are dotted ``key=value`` pairs.
 
@@ -31,7 +50,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"recipe {path} does not exist: check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -87,7 +106,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"override `{override}`: `{parent}` is a value, not a section")
     try:
-        node[leaf] = yaml.safe_load(raw)
+        node[leaf] = yaml.load(raw, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"override `{override}`: {_one_line(error)}") from None
 
@@ -132,6 +151,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return {str(k): _convert(v, args[1], _join(where, k)) for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4, without a dot, as text
+        try:
+            return float(value)
+        except ValueError:
+            raise ConfigError(f"`{where}` is {value!r}: expected a number") from None
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"`{where}` is {value!r}: expected {hint.__name__}")
     return value

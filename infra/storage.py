@@ -39,6 +39,8 @@ class Storage:
     def fs(self) -> Any:
         """The fsspec filesystem. Raises ConfigError for an unknown or uninstalled scheme."""
         scheme = self.root.partition("://")[0] if "://" in self.root else "file"
+        if "://" in self.root and scheme in ("file", "local"):
+            raise ConfigError(f"`{self.root}`: write local paths without `{scheme}://`")
         try:
             # Listings must be true while other workers write, hence no cache.
             options = {"use_listings_cache": False} if scheme == "s3" else {}
@@ -61,6 +63,20 @@ class Storage:
         """The full path or URI of ``relative``, as the client and DuckDB take it."""
         root = os.path.abspath(self.root) if self.is_local else self.root.rstrip("/")
         return f"{root}/{relative}" if relative else root
+
+    def check(self, writable: bool = False) -> None:
+        """Raises ConfigError, in one line, unless the store answers (and takes a file)."""
+        try:
+            self.exists("_")  # not the root: s3fs calls an unreachable bucket absent
+            if writable:
+                self.write(".writable", b"")
+                self.remove(".writable")
+        except _client_errors(self.root) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"`{self.root}` cannot be used ({type(error).__name__}: {reason}): check path, "
+                "permissions and, for S3, the AWS_* variables"
+            ) from None
 
     def exists(self, relative: str = "") -> bool:
         return bool(self.fs.exists(self.path(relative)))
@@ -106,14 +122,15 @@ class Storage:
     def find(self, relative: str = "") -> list[tuple[str, int, str]]:
         """All files below ``relative``: (path relative to the root, size, version), sorted.
 
-        The version is the entity tag or the modification time: it changes with the content.
+        The version is the entity tag or the modification time: it changes with the content. A
+        local name that is no UTF-8 is given with ``\\x`` escapes: it can be told, not opened.
         """
         prefix = self.fs._strip_protocol(self.path(relative)).rstrip("/") + "/"
         base = self.fs._strip_protocol(self.path()).rstrip("/") + "/"
         found = self.fs.find(prefix, detail=True)
         return sorted(
             (
-                path[len(base) :],
+                os.fsencode(path[len(base) :]).decode(errors="backslashreplace"),
                 int(info.get("size") or 0),
                 str(info.get("ETag") or info.get("mtime") or "").strip('"'),
             )
@@ -148,3 +165,13 @@ class Storage:
         pq.write_table(table, buffer, row_group_size=rows, compression="zstd")
         self.write(relative, buffer.getvalue())
         return buffer.tell()
+
+
+def _client_errors(root: str) -> tuple[type[Exception], ...]:
+    if not root.startswith("s3://"):
+        return (OSError,)
+    try:
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return (OSError,)
+    return (OSError, BotoCoreError)

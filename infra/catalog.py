@@ -1,0 +1,199 @@
+"""DuckDB over the workspace: one view per table, joined scores, and the ledger of every sample.
+
+    connect(storage) -> a connection with all views
+    write_catalog(storage) -> catalog.sql, for the plain `duckdb` program, run from the workspace
+
+Views list the files of completion records and never glob, so half-written tables stay invisible.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import duckdb
+
+from infra.runs import TableRecord, load_record
+from infra.storage import Storage
+
+DEPTH = {
+    "samples": 1,
+    "scores": 2,
+    "decisions": 1,
+    "captions": 1,
+    "documents": 1,
+    "tokens": 1,
+    "packs": 1,
+}
+
+
+@dataclass(frozen=True)
+class View:
+    name: str
+    sql: str
+
+    @property
+    def statement(self) -> str:
+        return f"CREATE OR REPLACE VIEW {quote(self.name)} AS\n{self.sql};\n"
+
+
+def connect(
+    storage: Storage, memory_limit: str = "2GB", threads: int = 2, views: bool = True
+) -> duckdb.DuckDBPyConnection:
+    """A connection that reads nothing but the workspace, with its views; settings are locked."""
+    con = duckdb.connect(config={"memory_limit": memory_limit, "threads": threads})
+    if storage.is_local:
+        con.execute("SET allowed_directories = ?", [[storage.path() + "/"]])
+    else:
+        con.register_filesystem(storage.fs)
+        con.execute("SET allowed_directories = ?", [[storage.path() + "/"]])
+    con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")
+    if views:
+        for view in make_views(storage, absolute=True):
+            con.execute(view.statement)
+    return con
+
+
+def records(storage: Storage) -> list[TableRecord]:
+    """The records of all complete tables, by name."""
+    tables: list[str] = []
+    for kind, depth in DEPTH.items():
+        level = [kind]
+        for _ in range(depth):
+            level = [f"{table}/{name}" for table in level for name in storage.names(table)]
+        tables += level
+    found = (load_record(storage, table) for table in tables)
+    return [record for record in found if record is not None]
+
+
+def scan(storage: Storage, record: TableRecord, absolute: bool = True) -> str:
+    """A ``read_parquet([...])`` of exactly the record's files."""
+    paths = [record.path(part) for part in range(len(record.parts))]
+    files = ", ".join(literal(storage.path(p) if absolute else p) for p in paths)
+    return f"read_parquet([{files}])"
+
+
+def make_views(storage: Storage, absolute: bool) -> list[View]:
+    """Views over every complete table; paths are relative to the workspace unless ``absolute``."""
+    # On an object store there is no current folder to be relative to.
+    absolute = absolute or not storage.is_local
+    by_kind: dict[str, list[TableRecord]] = {}
+    for record in records(storage):
+        if record.parts:
+            by_kind.setdefault(record.table.split("/")[0], []).append(record)
+
+    def union(kind: str, tables: Iterable[TableRecord], label: str | None) -> str:
+        selects = []
+        for record in tables:
+            name = record.table.split("/")[1]
+            extra = f"{literal(name)} AS {label}, " if label else ""
+            selects.append(f"SELECT {extra}* FROM {scan(storage, record, absolute)}")
+        return "\nUNION ALL BY NAME\n".join(selects)
+
+    views = []
+    labels = {"samples": None, "documents": "dataset", "packs": "pack_set"}
+    for kind in ("samples", "decisions", "captions", "documents", "tokens", "packs"):
+        if kind in by_kind:
+            views.append(View(kind, union(kind, by_kind[kind], labels.get(kind, "dataset"))))
+    groups: dict[str, list[TableRecord]] = {}
+    for record in by_kind.get("scores", []):
+        groups.setdefault(record.table.split("/")[2], []).append(record)
+    for group, tables in sorted(groups.items()):
+        views.append(View(f"scores_{group}", union("scores", tables, "source")))
+    if groups and "samples" in by_kind:
+        views.append(View("scores", _joined_scores(sorted(groups))))
+    if "decisions" in by_kind:
+        views.append(View("ledger", _ledger(by_kind, groups)))
+    plans = [
+        f"SELECT {literal(record.table.split('/')[1])} AS pack_set, * FROM read_parquet("
+        + literal(storage.path(record.facts["plan"]) if absolute else record.facts["plan"])
+        + ")"
+        for record in by_kind.get("packs", [])
+    ]
+    if plans:
+        views.append(View("pack_plan", "\nUNION ALL BY NAME\n".join(plans)))
+    if storage.names("runs"):
+        runs = literal(storage.path("runs/*.json") if absolute else "runs/*.json")
+        views.append(View("runs", f"SELECT * FROM read_json_auto({runs}, union_by_name = true)"))
+    return views
+
+
+def _joined_scores(groups: list[str]) -> str:
+    columns = ", ".join(
+        f"{quote(g)}.* EXCLUDE (sample_id, source, error), "
+        f"{quote(g)}.error AS {quote(g + '_error')}"
+        for g in groups
+    )
+    joins = "\n".join(
+        f"LEFT JOIN {quote('scores_' + g)} AS {quote(g)} USING (sample_id)" for g in groups
+    )
+    return f"SELECT s.sample_id, s.source, s.key, s.caption, {columns}\nFROM samples AS s\n{joins}"
+
+
+def _ledger(by_kind: dict[str, list[TableRecord]], groups: dict[str, list[TableRecord]]) -> str:
+    """One row per dataset and sample: where it ended, and if it failed, where and why."""
+    errors = ["s.error", *(f"{quote('e_' + g)}.error" for g in sorted(groups))]
+    joins = [
+        f"LEFT JOIN {quote('scores_' + g)} AS {quote('e_' + g)} USING (sample_id)"
+        for g in sorted(groups)
+    ]
+    columns = []
+    if "captions" in by_kind:
+        joins.append(
+            "LEFT JOIN captions AS c ON c.dataset = d.dataset AND c.sample_id = d.sample_id"
+        )
+        errors.append("c.error")
+        columns.append("c.text AS caption")
+    for kind, told in (("documents", "doc_id"), ("tokens", "sum(num_tokens)")):
+        if kind not in by_kind:
+            continue
+        name = "doc_id" if kind == "documents" else "num_tokens"
+        # A sample may be in several documents: the first of them stands for all.
+        value = f"min({told})" if kind == "documents" else told
+        joins.append(
+            f"LEFT JOIN (SELECT dataset, sample_id, {value} AS {name}, "
+            "arg_min(error, doc_id) FILTER (error IS NOT NULL) AS error "
+            f"FROM (SELECT *, unnest(sample_ids) AS sample_id FROM {kind}) "
+            f"GROUP BY dataset, sample_id) AS {kind}_of "
+            f"ON {kind}_of.sample_id = d.sample_id AND {_same_dataset(kind)}"
+        )
+        errors.append(f"{kind}_of.error")
+        columns.append(f"{kind}_of.{name}")
+    failure = f"coalesce({', '.join(errors)})"
+    listed = "".join(f", {column}" for column in columns)
+    return (
+        "SELECT d.dataset, d.sample_id, s.source, s.key,\n"
+        f"  CASE WHEN {failure}.type = 'too_small_for_level' THEN 'rejected'\n"
+        f"    WHEN {failure} IS NOT NULL THEN 'failed' ELSE d.status END AS status,\n"
+        f"  coalesce(d.reason, {failure}.stage || ':' || {failure}.type) AS reason,\n"
+        "  d.failed_rules, d.topic, d.copies,\n"
+        f"  {failure}.stage AS failed_stage, {failure}.type AS failed_type,\n"
+        f"  {failure}.message AS failed_message{listed}\n"
+        "FROM decisions AS d JOIN samples AS s USING (sample_id)\n" + "\n".join(joins)
+    )
+
+
+def _same_dataset(kind: str) -> str:
+    # Tokens are named <dataset>-<level>.
+    if kind == "tokens":
+        return "regexp_replace(tokens_of.dataset, '-[0-9]+$', '') = d.dataset"
+    return f"{kind}_of.dataset = d.dataset"
+
+
+def write_catalog(storage: Storage) -> str:
+    """Write ``catalog.sql`` into the workspace and return its path."""
+    note = (
+        "-- All tables of this workspace as views. From this folder: duckdb -init catalog.sql\n"
+        if storage.is_local
+        else "-- All tables of this workspace as views. Needs DuckDB's httpfs: INSTALL httpfs;\n"
+    )
+    views = make_views(storage, absolute=False)
+    storage.write("catalog.sql", (note + "\n".join(v.statement for v in views)).encode())
+    return storage.path("catalog.sql")
+
+
+def quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

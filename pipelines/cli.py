@@ -1,0 +1,137 @@
+"""The command line: ``nextscale COMMAND``. Sub-commands import what they need when they run."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from infra.config import ConfigError
+
+RECIPE_HELP = "a YAML file, or the name of one of ours (demo)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a user's mistake is one line on stderr and exit status 2."""
+    args = parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int | None] = args.run
+    try:
+        return run(args) or 0
+    except ConfigError as error:
+        print(f"nextscale {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="nextscale", description="From raw media to trained steps.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str, recipe: bool = True
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if recipe:
+            sub.add_argument("recipe", help=RECIPE_HELP)
+            sub.add_argument("overrides", nargs="*", metavar="key=value", help="change the recipe")
+        return sub
+
+    for name, run, text in (
+        ("run", _run, "all phases of a recipe, from sources to trained steps"),
+        ("curate", _curate, "sources -> scores -> decisions -> captions -> documents"),
+        ("tokenize", _tokenize, "documents -> text tokens and visual codes"),
+        ("pack", _pack, "tokens -> balanced packs"),
+    ):
+        sub = command(name, run, text)
+        sub.add_argument("--ray", metavar="ADDRESS", help="join a Ray cluster: auto or host:port")
+        sub.add_argument("--num-cpus", type=int, help="CPUs of a session on this machine")
+    command("train", _train, "train the decoder on the packs")
+    command("train-tokenizer", _train_tokenizer, "train a visual tokenizer on photographs")
+    command("status", _status, "which phases are done, stale or missing, and why")
+    command("stats", _stats, "funnel and distributions of a dataset")
+    report = command("report", _report, "one HTML page: funnel, cuts, pictures")
+    report.add_argument("--output", help="where to write it (default: report.html, workspace)")
+    sql = command("sql", _sql, "a DuckDB query over all tables of a workspace", recipe=False)
+    sql.add_argument("query", help="for example: SELECT status, count(*) FROM decisions GROUP BY 1")
+    sql.add_argument("-w", "--workspace", default="workspace/demo", help="default: %(default)s")
+    return top
+
+
+def _run(args: argparse.Namespace) -> None:
+    from pipelines import whole_job
+
+    whole_job.run(args.recipe, args.overrides, args.ray, args.num_cpus)
+
+
+def _curate(args: argparse.Namespace) -> None:
+    from pipelines import whole_job
+
+    whole_job.run(args.recipe, args.overrides, args.ray, args.num_cpus, last="curate")
+
+
+def _tokenize(args: argparse.Namespace) -> None:
+    from pipelines import whole_job
+
+    whole_job.run(args.recipe, args.overrides, args.ray, args.num_cpus, last="tokenize")
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from pipelines import whole_job
+
+    whole_job.run(args.recipe, args.overrides, args.ray, args.num_cpus, last="pack")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from pipelines import whole_job
+
+    whole_job.train_only(args.recipe, args.overrides)
+
+
+def _train_tokenizer(args: argparse.Namespace) -> None:
+    from tokenize_offline import training
+
+    training.main(args.recipe, args.overrides)
+
+
+def _status(args: argparse.Namespace) -> None:
+    from pipelines import whole_job
+
+    for state in whole_job.status(args.recipe, args.overrides):
+        print(f"{state.state:<8} {state.table:<28} {state.why}")
+
+
+def _stats(args: argparse.Namespace) -> None:
+    from pipelines.stats import print_stats
+    from pipelines.whole_job import load
+
+    print_stats(load(args.recipe, args.overrides))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from pipelines.report import write_report
+    from pipelines.whole_job import load
+
+    print(write_report(load(args.recipe, args.overrides), args.output))
+
+
+def _sql(args: argparse.Namespace) -> int:
+    import duckdb
+
+    from infra import catalog
+    from infra.storage import Storage
+
+    storage = Storage(args.workspace)
+    if not storage.exists():
+        raise ConfigError(f"workspace {args.workspace} does not exist: name one with --workspace")
+    con = catalog.connect(storage)
+    try:
+        con.sql(args.query).show(max_width=200)
+    except duckdb.Error as error:
+        print(f"nextscale sql: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

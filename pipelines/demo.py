@@ -1,0 +1,66 @@
+"""``make demo``: the whole job on real photographs, then what came of it.
+
+python -m pipelines.demo [key=value ...]
+"""
+
+import sys
+from collections.abc import Sequence
+
+from infra import catalog
+from infra.config import ConfigError
+from infra.runs import load_record
+from pipelines import whole_job
+from pipelines.demo_source import write_demo_source
+from pipelines.recipe import Recipe
+from pipelines.report import write_report
+from pipelines.stats import print_funnel
+from pipelines.train_packs import losses
+
+QUERIES = (
+    "SELECT topic, status, count(*) FROM ledger GROUP BY ALL ORDER BY ALL",
+    "SELECT key, aesthetic, clarity FROM scores ORDER BY aesthetic DESC NULLS LAST LIMIT 5",
+    "SELECT reason, failed_message FROM ledger WHERE status = 'failed'",
+)
+
+
+def main(overrides: Sequence[str]) -> int:
+    try:
+        recipe = whole_job.load("demo", overrides)
+        write_demo_source(recipe.sources[0].path)
+        whole_job.run("demo", overrides)
+        page = write_report(recipe)
+    except ConfigError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    tell(recipe, str(page))
+    return 0
+
+
+def tell(recipe: Recipe, page: str) -> None:
+    """Print the funnel, tokens, packs, losses, queries to try and the report's path."""
+    print_funnel(recipe)
+    con = catalog.connect(recipe.storage)
+    [(documents, tokens)] = con.sql(
+        "SELECT count(*), sum(num_tokens) FROM tokens WHERE error IS NULL"
+    ).fetchall()
+    print(f"\ntokens    {tokens:,} in {documents:,} documents")
+    packs = load_record(recipe.storage, f"packs/{recipe.tokens_name}")
+    assert packs is not None
+    facts = packs.facts
+    [(count, fill, shards)] = con.sql(
+        f"SELECT count(*), avg(num_tokens) / {facts['token_cap']}, count(DISTINCT shard) FROM packs"
+    ).fetchall()
+    print(
+        f"packs     {count} in {shards} shards, {fill:.1%} of the token cap filled, "
+        f"cost max/mean {facts['imbalance']:.3f} (lower bound {facts['lower_bound']} packs)"
+    )
+    for line in losses(recipe, packs):
+        print(line)
+    print("\ntry")
+    for query in QUERIES:
+        print(f'  .venv/bin/nextscale sql "{query}"')
+    print(f"\nreport    {page}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""What each phase reads: samples, kept samples, or documents, part by part.
+
+Parts of a dataset are the parts of its sources in the recipe's order. Tables with pictures cut each
+of them further by the hash of the id (`DatasetPart.slice`), so that a file stays small and a row
+stays in its file whatever the rules keep.
+"""
+
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infra.runs import TableRecord
+from infra.schema import CAPTIONS, DOCUMENTS, SAMPLES, doc_id
+from infra.storage import Storage
+from pipelines.rules import value_sql
+from pipelines.source import Source
+from pipelines.sources import load_order, read_media
+
+SAMPLES_PER_MEDIA_PART = 2_048  # x 100 kB a picture: about 200 MB a file
+
+
+@dataclass(frozen=True)
+class SampleInput:
+    """Samples of a source with their bytes; with a gate, only those that it lets through."""
+
+    source: Source
+    samples: TableRecord
+    earlier: tuple[TableRecord, ...] = ()  # score groups the gate may ask
+    gate: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*SAMPLES.names, "bytes")
+
+    def rows(self, storage: Storage, part: int) -> pa.Table:
+        rows = storage.read_table(self.samples.path(part))
+        if self.earlier:
+            passed = self._passed(storage, part, rows)["sample_id"].combine_chunks()
+            rows = rows.filter(pc.is_in(rows["sample_id"], passed))
+        return load_order(rows)
+
+    def _passed(self, storage: Storage, part: int, samples: pa.Table) -> pa.Table:
+        """Ids that no earlier group failed and the gate lets through (NULL does not)."""
+        con = duckdb.connect(config={"threads": 1, "enable_external_access": False})
+        con.register("s", samples)
+        groups = []
+        for i, record in enumerate(self.earlier):
+            groups.append(f"g{i}")
+            con.register(groups[-1], storage.read_table(record.path(part)))
+        joins = " ".join(f"JOIN {name} USING (sample_id)" for name in groups)
+        fine = " AND ".join(f"{name}.error IS NULL" for name in ("s", *groups))
+        scores = ", ".join(f"{name}.* EXCLUDE (sample_id, error)" for name in groups)
+        # The gate was checked before the start (rules.check_expression).
+        return con.sql(
+            f"SELECT sample_id FROM (SELECT s.* EXCLUDE (error), {scores} FROM s {joins} "
+            f"WHERE {fine}) WHERE {value_sql(self.gate or 'true')}"
+        ).to_arrow_table()
+
+    def load(self, storage: Storage, rows: pa.Table) -> pa.Table:
+        return read_media(self.source, rows)
+
+
+@dataclass(frozen=True)
+class DatasetPart:
+    """A part of a dataset: slice ``slice`` of ``slices`` of part ``part`` of a source."""
+
+    source: Source
+    samples: TableRecord
+    part: int  # of the source
+    index: int  # of the dataset's unsliced part
+    slice: int = 0
+    slices: int = 1
+
+
+def dataset_parts(
+    sources: tuple[Source, ...], samples: tuple[TableRecord, ...], sliced: bool = False
+) -> tuple[DatasetPart, ...]:
+    """The dataset's parts in order; ``sliced`` for tables that hold pictures."""
+    parts: list[DatasetPart] = []
+    index = 0
+    for source, record in zip(sources, samples, strict=True):
+        for number, part in enumerate(record.parts):
+            slices = -(-max(part.num_rows, 1) // SAMPLES_PER_MEDIA_PART) if sliced else 1
+            parts += [DatasetPart(source, record, number, index, i, slices) for i in range(slices)]
+            index += 1
+    return tuple(parts)
+
+
+@dataclass(frozen=True)
+class KeptInput:
+    """Samples that the decisions keep; with their captions where these are made already."""
+
+    parts: tuple[DatasetPart, ...]
+    decisions: TableRecord
+    captions: TableRecord | None = None
+    media: bool = True
+    document: tuple[str, str] | None = None  # dataset and task, where each row is a document
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        extra = [
+            ("text", self.captions is not None),
+            ("bytes", self.media),
+            ("doc_id", self.document is not None),
+        ]
+        return (*SAMPLES.names, *(name for name, there in extra if there))
+
+    def rows(self, storage: Storage, part: int) -> pa.Table:
+        place = self.parts[part]
+        rows = storage.read_table(place.samples.path(place.part))
+        kept = storage.read_table(self.decisions.path(place.index), ["sample_id", "status"])
+        kept = kept.filter(pc.equal(kept["status"], "kept"))["sample_id"].combine_chunks()
+        rows = rows.filter(pc.is_in(rows["sample_id"], kept))
+        if place.slices > 1:
+            mine = [
+                int(id_[:8], 16) * place.slices >> 32 == place.slice
+                for id_ in rows["sample_id"].to_pylist()
+            ]
+            rows = rows.filter(pa.array(mine, pa.bool_()))
+        if self.captions is not None:
+            rows = self._with_captions(storage, place.index, rows)
+        if self.document is not None:
+            ids = [doc_id(*self.document, [id_]) for id_ in rows["sample_id"].to_pylist()]
+            rows = rows.append_column("doc_id", pa.array(ids, pa.string()))
+        # The input knows the row's part again when it loads: sources differ from part to part.
+        rows = rows.append_column("_part", pa.repeat(pa.scalar(part), len(rows)))
+        return load_order(rows)
+
+    def _with_captions(self, storage: Storage, index: int, rows: pa.Table) -> pa.Table:
+        assert self.captions is not None
+        captions = storage.read_table(self.captions.path(index), ["sample_id", "text", "error"])
+        place = pc.index_in(rows["sample_id"], captions["sample_id"].combine_chunks())
+        found = captions.take(place)
+        rows = rows.append_column(CAPTIONS.field("text").remove_metadata(), found["text"])
+        return rows.set_column(rows.column_names.index("error"), "error", found["error"])
+
+    def load(self, storage: Storage, rows: pa.Table) -> pa.Table:
+        if not len(rows) or not self.media:
+            return rows.drop_columns(["_part"])
+        source = self.parts[rows["_part"][0].as_py()].source
+        return read_media(source, rows.drop_columns(["_part"]))
+
+
+@dataclass(frozen=True)
+class DocumentInput:
+    """Documents, in the order of their part."""
+
+    documents: TableRecord
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(DOCUMENTS.names)
+
+    def rows(self, storage: Storage, part: int) -> pa.Table:
+        ids = storage.read_table(self.documents.path(part), ["doc_id"])
+        numbers = pa.array(range(len(ids)), pa.int32())
+        return ids.append_column("_row", numbers).append_column(
+            "_part", pa.repeat(pa.scalar(part), len(ids))
+        )
+
+    def load(self, storage: Storage, rows: pa.Table) -> pa.Table:
+        if not len(rows):
+            bare = pa.schema([field.remove_metadata() for field in DOCUMENTS])
+            return bare.empty_table()
+        path = self.documents.path(rows["_part"][0].as_py())
+        wanted = rows["_row"].to_pylist()
+        with storage.open(path) as file:
+            parquet = pq.ParquetFile(file)
+            first, tables = 0, []
+            for group in range(parquet.num_row_groups):
+                count = parquet.metadata.row_group(group).num_rows
+                here = [row - first for row in wanted if first <= row < first + count]
+                if here:
+                    tables.append(parquet.read_row_group(group).take(pa.array(here)))
+                first += count
+        return pa.concat_tables(tables)

@@ -1,0 +1,228 @@
+"""Tokens -> pack plan -> shards and index: ``nextscale pack RECIPE``.
+
+The plan is numbers only (tens of bytes a document) and is made in one process; shards are written
+by one Ray task each, from the documents that the plan gives it.
+"""
+
+import io
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from infra import runs
+from infra.config import ConfigError
+from infra.runs import Part, TableRecord
+from infra.storage import Storage
+from packing.cost import Coefficients, cost
+from packing.members import Document, from_tokens
+from packing.packs import FACTS, INDEX, Facts
+from packing.plan import PLAN, Packing, Plan, plan
+from packing.shards import PACK_INDEX, PACKS_PER_SHARD, shard_name, write_shard
+from pipelines.progress import Progress, say
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PackPhase:
+    """Packs of a dataset's tokens: what they are made from, and how."""
+
+    name: str
+    tokens: TableRecord
+    packing: Packing
+    coefficients: Coefficients
+
+    @property
+    def table(self) -> str:
+        return f"packs/{self.name}"
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"packing": self.packing, "coefficients": self.coefficients}
+
+    @property
+    def row_spec(self) -> str:
+        # Which documents share a pack depends on all of them.
+        return runs.fingerprint(runs.row_spec(self.spec, []), [self.tokens])
+
+    @property
+    def fingerprint(self) -> str:
+        return self.row_spec
+
+    @property
+    def folder(self) -> str:
+        """Where the reader finds this version of the packs, in the workspace."""
+        return f"{self.table}/{runs.version_of(self.fingerprint)}"
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """All documents that have tokens: where each is, and its counts."""
+
+    doc_ids: list[str]
+    part: Ints
+    row: Ints
+    num_tokens: Ints
+    num_loss: Ints
+    num_pairs: Ints
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """The documents of one shard in order: pack, part and row in the tokens, copy."""
+
+    number: int
+    pack: Ints
+    part: Ints
+    row: Ints
+    copy: Ints
+
+
+def write_packs(storage: Storage, phase: PackPhase) -> TableRecord:
+    """Write ``packs/<name>``; skip if it is up to date. Needs a Ray session.
+
+    Raises ConfigError where there is nothing to pack.
+    """
+    old = runs.load_record(storage, phase.table)
+    if old is not None and old.fingerprint == phase.fingerprint:
+        say(f"  {phase.table:<28} up to date ({old.num_rows:,} packs)")
+        return old
+    started = time.time()
+    lengths = _read_lengths(storage, phase.tokens)
+    if not lengths.doc_ids:
+        raise ConfigError(f"{phase.tokens.table} holds no document to pack: see `nextscale stats`")
+    costs = cost(lengths.num_tokens, lengths.num_loss, lengths.num_pairs, phase.coefficients)
+    made = plan(lengths.doc_ids, lengths.num_tokens, costs, phase.packing)
+    if not made.num_packs:
+        raise ConfigError(
+            f"no document fits into a pack ({made.rejected()}): raise pack.packing.tokens_per_pack"
+        )
+    storage.write_part(f"{phase.folder}/plan.parquet", made.to_table(lengths.doc_ids), PLAN, "row")
+    index = _write_shards(storage, phase, lengths, made)
+    storage.write_part(f"{phase.folder}/{INDEX}", index, PACK_INDEX, "pack")
+    facts = _facts(phase, made)
+    storage.write(f"{phase.folder}/{FACTS}", facts.to_json())
+    storage.remove(f"{phase.folder}/_units")
+    version = runs.version_of(phase.fingerprint)
+    told = {
+        "plan": f"{phase.folder}/plan.parquet",
+        "rejected": made.rejected(),
+        "lower_bound": made.lower_bound,
+        "imbalance": made.imbalance,
+        "token_fill": made.token_fill,
+    }
+    part = Part(f"{version}/{INDEX}", made.num_packs)
+    record = TableRecord(
+        phase.table, phase.fingerprint, phase.row_spec, "pack", (part,), told | vars(facts)
+    )
+    runs.finish(storage, record, phase.spec, [phase.tokens], started)
+    return record
+
+
+def _facts(phase: PackPhase, made: Plan) -> Facts:
+    said = phase.tokens.facts
+    return Facts(
+        tokenizer_id=said["tokenizer_id"],
+        vocabulary_id=said["vocabulary_id"],
+        num_codes=said["num_codes"],
+        text_vocab_size=said["text_vocab_size"],
+        level=said["level"],
+        strategy=phase.packing.strategy,
+        token_cap=phase.packing.token_cap,
+        seed=phase.packing.seed,
+        budget=made.budget if np.isfinite(made.budget) else None,
+        cost_unit=phase.coefficients.unit,
+    )
+
+
+def _read_lengths(storage: Storage, tokens: TableRecord) -> _Lengths:
+    names = ["doc_id", "num_tokens", "num_loss", "num_pairs", "error"]
+    ids: list[str] = []
+    columns: list[list[Ints]] = [[] for _ in range(5)]
+    for part in range(len(tokens.parts)):
+        table = storage.read_table(tokens.path(part), names)
+        rows = np.flatnonzero(table["error"].is_null().to_numpy())
+        table = table.take(pa.array(rows))
+        ids += table["doc_id"].to_pylist()
+        numbers = [table[name].to_numpy().astype(np.int64) for name in names[1:4]]
+        for column, values in zip(columns, [np.full_like(rows, part), rows, *numbers], strict=True):
+            column.append(values)
+    return _Lengths(ids, *(np.concatenate([np.zeros(0, np.int64), *c]) for c in columns))
+
+
+def _write_shards(storage: Storage, phase: PackPhase, lengths: _Lengths, made: Plan) -> pa.Table:
+    """Write all shards that are not there yet; returns the whole index."""
+    packed = made.pack >= 0
+    pack, document, copy = made.pack[packed], made.document[packed], made.copy[packed]
+    bounds = np.searchsorted(pack, np.arange(0, made.num_packs + PACKS_PER_SHARD, PACKS_PER_SHARD))
+    units = f"{phase.folder}/_units"
+    done = set(storage.names(units))
+    progress = Progress(phase.table, made.num_packs, "packs")
+    pending = []
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        if start == stop or f"{number:06d}.parquet" in done:
+            continue
+        rows = document[start:stop]
+        shard = _Shard(
+            number,
+            pack[start:stop],
+            lengths.part[rows],
+            lengths.row[rows],
+            copy[start:stop].astype(np.int64),
+        )
+        pending.append(_write_shard.remote(storage, phase, shard))
+    while pending:
+        ready, pending = ray.wait(pending)
+        for count in ray.get(ready):
+            progress.add(count)
+    progress.close()
+    names = [name for name in storage.names(units) if name.endswith(".parquet")]
+    return pa.concat_tables([storage.read_table(f"{units}/{name}") for name in names])
+
+
+@ray.remote
+def _write_shard(storage: Storage, phase: PackPhase, shard: _Shard) -> int:
+    """Write one shard, then its index rows: a shard counts once these are there."""
+    documents = _read_documents(storage, phase.tokens, shard)
+    # Documents come in the order of their packs: [7, 7, 8] -> (7, two documents), (8, one).
+    starts = [*np.flatnonzero(np.diff(shard.pack, prepend=-1)).tolist(), len(documents)]
+    packs = [
+        (int(shard.pack[start]), documents[start:stop])
+        for start, stop in itertools.pairwise(starts)
+    ]
+    buffer = io.BytesIO()
+    name = shard_name(shard.number)
+    index = write_shard(buffer, name, packs, phase.coefficients)
+    storage.write(f"{phase.folder}/{name}", buffer.getvalue())
+    unit = f"{phase.folder}/_units/{shard.number:06d}.parquet"
+    storage.write_part(unit, index, PACK_INDEX, "pack")
+    return len(packs)
+
+
+def _read_documents(storage: Storage, tokens: TableRecord, shard: _Shard) -> Sequence[Document]:
+    """The shard's documents in its order; every row group is opened once at most."""
+    found: list[Document | None] = [None] * len(shard.pack)
+    for part in np.unique(shard.part):
+        places = np.flatnonzero(shard.part == part)
+        with storage.open(tokens.path(int(part))) as file:
+            parquet = pq.ParquetFile(file)
+            first = 0
+            for group in range(parquet.num_row_groups):
+                count = parquet.metadata.row_group(group).num_rows
+                rows = shard.row[places] - first
+                here = places[(rows >= 0) & (rows < count)]
+                if len(here):
+                    table = parquet.read_row_group(group).take(pa.array(shard.row[here] - first))
+                    copies = shard.copy[here].tolist()
+                    for place, read in zip(here, from_tokens(table, copies), strict=True):
+                        found[place] = read
+                first += count
+    return [document for document in found if document is not None]

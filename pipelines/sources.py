@@ -1,0 +1,185 @@
+"""Where raw media come from: folders, WebDataset tars and Parquet files, local or on S3.
+
+A source is listed once (files only), its files are grouped into parts, and a phase turns each part
+into rows of `samples`: where every sample's bytes lie, its given caption, or why it cannot be had.
+Media are not copied; `read_media` fetches them by byte range when a phase needs them.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.config import ConfigError
+from infra.schema import ERROR_TYPE, SAMPLES, digest
+from infra.storage import Storage
+from pipelines import source_folder, source_parquet, source_webdataset
+from pipelines.phase import Phase, Stage
+from pipelines.progress import say
+from pipelines.source import Entry, File, Source
+
+# What a file that is not there raises; everything else is the store's fault and stops the run.
+MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+LISTING = pa.schema(
+    [("uri", pa.string()), ("sidecar", pa.string()), ("size_bytes", pa.int64())],
+)
+
+
+@dataclass(frozen=True)
+class IndexInput:
+    """The files of a source, part by part, turned into rows of `samples`."""
+
+    source: Source
+    listing: str  # folder of the listing in the workspace, a file per part
+    columns: tuple[str, ...] = tuple(SAMPLES.names)
+
+    def rows(self, storage: Storage, part: int) -> pa.Table:
+        return storage.read_table(f"{self.listing}/{part:05d}.parquet")
+
+    def load(self, storage: Storage, rows: pa.Table) -> pa.Table:
+        index: Callable[[Any, Storage, pa.Table], list[dict[str, Any]]] = {
+            "folder": source_folder.index,
+            "webdataset": source_webdataset.index,
+            "parquet": source_parquet.index,
+        }[self.source.kind]
+        samples = index(self.source, self.source.storage, rows)
+        bare = pa.schema([field.remove_metadata() for field in SAMPLES])
+        return pa.Table.from_pylist(samples, schema=bare)
+
+
+def index_phase(storage: Storage, source: Source) -> Phase:
+    """The phase that writes ``samples/<source>``. Lists the source; raises ConfigError if empty."""
+    entries = list_source(source)
+    table = f"samples/{source.name}"
+    version = digest(source.kind, *(f"{entry.uri}|{entry.version}" for entry in entries))
+    listing = f"{table}/listing-{version[:12]}"
+    step = source.files_per_part
+    for part, first in enumerate(range(0, len(entries), step)):
+        rows = [entry._asdict() for entry in entries[first : first + step]]
+        path = f"{listing}/{part:05d}.parquet"
+        if not storage.exists(path):
+            storage.write_part(path, pa.Table.from_pylist(rows), LISTING, "uri")
+    options = {k: getattr(source, k) for k in ("name", "kind", "image_column", "caption_column")}
+    return Phase(
+        table=table,
+        key="sample_id",
+        schema=SAMPLES,
+        input=IndexInput(source, listing),
+        num_parts=-(-len(entries) // step),
+        stages=(Stage(operators=(), batch_rows=1024),),
+        spec={"source": options, "listing": version, "files_per_part": step},
+        value_inputs=(),
+        unit_rows=4096 if source.kind == "folder" else 1,
+        facts={"path": source.storage.path(), "kind": source.kind},
+    )
+
+
+def list_source(source: Source) -> list[Entry]:
+    """Every file of the source that holds media, sorted by uri. Raises ConfigError."""
+    place = f"source `{source.name}`: {source.path}"
+    source.storage.check()
+    if not source.storage.exists():
+        raise ConfigError(f"{place} does not exist: check `path` in the recipe")
+    if source.storage.fs.isfile(source.storage.path()):
+        raise ConfigError(f"{place} is a file: `path` must be the folder that holds it")
+    files = [File(*found) for found in source.storage.find()]
+    list_entries = {
+        "folder": source_folder.list_entries,
+        "webdataset": source_webdataset.list_entries,
+        "parquet": source_parquet.list_entries,
+    }[source.kind]
+    try:
+        entries, ignored = list_entries(source, files)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    if not entries:
+        raise ConfigError(
+            f"{place} holds no {source.kind} files ({len(files)} other files): check `path`, `kind`"
+        )
+    if ignored:
+        say(f"  {place}: {ignored:,} files are no media and are left out")
+    return sorted(entries)
+
+
+def read_media(source: Source, rows: pa.Table) -> pa.Table:
+    """Append ``bytes`` to rows of `samples`; what cannot be read becomes the row's error.
+
+    A missing or forbidden file is bad data. Any other fault of the store is raised: retrying the
+    phase is the remedy, not a failed row.
+    """
+    storage = source.storage
+    data: list[bytes | None] = [None] * len(rows)
+    errors = rows["error"].to_pylist()
+    ranged = []
+    in_parquet = []
+    columns = (rows[name].to_pylist() for name in ("uri", "offset", "length"))
+    for i, (uri, offset, length) in enumerate(zip(*columns, strict=True)):
+        if errors[i] is not None:
+            continue
+        if source.kind == "parquet" and offset is not None:
+            in_parquet.append((i, uri, offset))
+        elif length == 0:
+            data[i] = b""
+        else:
+            ranged.append((i, uri, offset or 0, length))
+    if in_parquet:
+        source_parquet.read_rows(source, storage, in_parquet, data, errors)
+    if ranged:
+        _read_ranges(storage, ranged, data, errors)
+    rows = rows.append_column("bytes", pa.array(data, pa.large_binary()))
+    place = rows.column_names.index("error")
+    return rows.set_column(place, "error", pa.array(errors, ERROR_TYPE))
+
+
+def _read_ranges(
+    storage: Storage,
+    ranged: list[tuple[int, str, int, int | None]],
+    data: list[bytes | None],
+    errors: list[dict[str, str] | None],
+) -> None:
+    for i, uri, *_ in ranged:
+        if _path_of(storage, uri) is None:
+            message = f"{uri[:200]!r} is no file of this store"
+            errors[i] = {"stage": "load", "type": "bad_uri", "message": message}
+    ranged = [one for one in ranged if errors[one[0]] is None]
+    paths = [_path_of(storage, uri) for _, uri, *_ in ranged]
+    found = storage.fs.cat_ranges(
+        paths,
+        [offset for *_, offset, _ in ranged],
+        [None if length is None else offset + length for *_, offset, length in ranged],
+        on_error="return",
+    )
+    for (i, uri, _, length), content in zip(ranged, found, strict=True):
+        if isinstance(content, MISSING):
+            kind = "missing" if not isinstance(content, PermissionError) else "forbidden"
+            errors[i] = {"stage": "load", "type": kind, "message": f"{uri}: {kind}"}
+        elif isinstance(content, BaseException):
+            raise content
+        elif length is not None and len(content) < length:
+            message = f"{uri}: {len(content)} of {length} bytes"
+            errors[i] = {"stage": "load", "type": "truncated", "message": message}
+        else:
+            data[i] = content
+
+
+def _path_of(storage: Storage, uri: str) -> str | None:
+    """The path to ask the client for, or None for what it could only fail on."""
+    scheme = "" if storage.is_local else storage.root.partition("://")[0] + "://"
+    if "\0" in uri or (scheme and len(uri.encode()) > 1024):  # S3's limit on keys
+        return None
+    if "://" in uri:
+        return uri if scheme and uri.startswith(scheme) else None
+    if uri.startswith("/"):
+        return None if scheme else uri
+    too_long = not scheme and any(len(os.fsencode(name)) > 255 for name in uri.split("/"))
+    return None if too_long else storage.path(uri)
+
+
+def load_order(rows: pa.Table) -> pa.Table:
+    """Rows in the order in which their bytes lie, so that units read sequentially."""
+    keys = [("uri", "ascending"), ("offset", "ascending"), ("sample_id", "ascending")]
+    return rows.take(pc.sort_indices(rows, sort_keys=keys))

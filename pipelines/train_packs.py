@@ -1,0 +1,92 @@
+"""Packs -> trained steps: ``nextscale train RECIPE``. Joins trainer, packs and tokenizer."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from infra.config import ConfigError, build
+from infra.runs import TableRecord
+from pipelines.progress import Progress
+from pipelines.recipe import Recipe
+from trainer.config import TrainConfig
+
+
+def train_config(recipe: Recipe, packs: TableRecord | None = None) -> TrainConfig | None:
+    """The trainer's settings over these packs; raises ConfigError for what they cannot be.
+
+    Without ``packs`` only the section is checked. Every version of the packs is a run of its own.
+    """
+    if recipe.train is None:
+        return None
+    tree = dict(recipe.train)
+    if not recipe.storage.is_local and "output" not in tree:
+        raise ConfigError(
+            f"workspace {recipe.workspace} is no local folder: give train.output, a folder for the "
+            "log and the checkpoints"
+        )
+    for key in ("packs", "codebook"):
+        if key in tree:
+            raise ConfigError(
+                f"train.{key} is set by the recipe's own packs and tokenizer: remove it"
+            )
+    version = packs.parts[0].file.partition("/")[0] if packs else "v"
+    output = tree.pop("output", None) or recipe.storage.path(f"train/{recipe.tokens_name}")
+    folder = recipe.storage.path(f"packs/{recipe.tokens_name}/{version}")
+    tree |= {"output": f"{output}/{version}", "packs": folder}
+    return build(TrainConfig, tree, "train")
+
+
+def train_packs(recipe: Recipe, packs: TableRecord) -> None:
+    """Train on these packs, going on from the last checkpoint if there is one."""
+    import torch
+    from torch.nn import functional
+
+    from tokenize_offline import checkpoint
+    from trainer import codebook
+    from trainer.log import StepLog
+    from trainer.train import train
+
+    config = train_config(recipe, packs)
+    assert config is not None
+    assert recipe.tokenize is not None
+    # Visual embeddings start as the tokenizer's codes (paper, 2.2).
+    tokenizer = checkpoint.load(recipe.tokenize.operator.checkpoint)
+    vectors = Path(config.output) / "codebook.safetensors"
+    halves = (tokenizer.quantizer.semantic, tokenizer.quantizer.pixel)
+    units = torch.cat([functional.normalize(half, dim=1) for half in halves], dim=1)
+    codebook.write(vectors, units, packs.facts["tokenizer_id"])
+    progress = Progress(f"train/{recipe.tokens_name}", config.steps, "steps")
+
+    def show(entry: StepLog, steps: int) -> None:
+        progress.total = steps
+        progress.add(entry.step - progress.done)
+
+    result = train(replace(config, codebook=str(vectors)), show)
+    if result.last is None:
+        progress.close("up to date")
+    else:
+        progress.close(f"{result.last.tokens_per_s:,.0f} tokens/s at the end")
+
+
+def losses(recipe: Recipe, packs: TableRecord) -> list[str]:
+    """Lines that compare the first and the last steps of the run over these packs."""
+    config = train_config(recipe, packs)
+    if config is None:
+        return []
+    with open(Path(config.output) / "log.jsonl", encoding="utf-8") as file:
+        steps = [json.loads(line) for line in file]
+    first, last = steps[0], steps[-1]
+
+    def line(name: str, before: float | None, after: float | None) -> list[str]:
+        if before is None or after is None:
+            return []
+        return [f"{name:<10}{before:.3f} -> {after:.3f}"]
+
+    lines = [f"trained   {last['step']} steps, {last['tokens_per_s']:,.0f} tokens/s"]
+    lines += line("loss", first["loss"], last["loss"])
+    lines += line(" text", first["text_loss"], last["text_loss"])
+    for scale, (before, after) in enumerate(
+        zip(first["scale_losses"], last["scale_losses"], strict=True), start=1
+    ):
+        lines += line(f" scale {scale}", before, after)
+    return lines

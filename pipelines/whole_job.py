@@ -1,0 +1,104 @@
+"""A recipe from sources to trained steps: ``nextscale run RECIPE`` and its parts.
+
+    curate  ->  tokenize  ->  pack  ->  train
+
+All Ray phases share one session; training starts when that is closed, so that it has the cores.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from infra import catalog, config
+from infra.cluster import session
+from infra.config import ConfigError
+from infra.runs import TableRecord, load_record
+from packing.cost import ModelShape, coefficients, qwen2_5_7b
+from pipelines.curate_images import check, curate
+from pipelines.execution import run_phase
+from pipelines.pack_tokens import PackPhase, write_packs
+from pipelines.recipe import Recipe, recipe_path
+from pipelines.status import Look, NotDoneError, State
+from pipelines.tokenize_documents import tokenize_phase
+from pipelines.train_packs import train_config, train_packs
+
+Step = Literal["curate", "tokenize", "pack", "train"]
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by path or by name; raises ConfigError."""
+    return config.load(Recipe, recipe_path(name), overrides)
+
+
+def run(
+    name: str,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    num_cpus: int | None = None,
+    last: Step = "train",
+) -> Recipe:
+    """Bring everything up to ``last`` up to date. Raises ConfigError before any work."""
+    recipe = load(name, overrides)
+    check(recipe)
+    train_config(recipe)  # its mistakes, too, are told before the work
+    with session(address, num_cpus):
+        documents = curate(recipe)
+        tokens = packs = None
+        if last != "curate" and recipe.tokenize is not None:
+            tokens = run_phase(recipe.storage, tokenize_phase(recipe, documents))
+        if last in ("pack", "train") and tokens is not None and recipe.pack is not None:
+            packs = write_packs(recipe.storage, pack_phase(recipe, tokens))
+    catalog.write_catalog(recipe.storage)
+    if last == "train" and packs is not None:
+        train_packs(recipe, packs)
+    return recipe
+
+
+def pack_phase(recipe: Recipe, tokens: TableRecord) -> PackPhase:
+    """Packs whose cost is that of the model to be trained, or of Qwen2.5-7B."""
+    assert recipe.pack is not None
+    num_codes, text_size = tokens.facts["num_codes"], tokens.facts["text_vocab_size"]
+    shape = qwen2_5_7b(num_codes)
+    if recipe.pack.cost_model == "trained":
+        settings = train_config(recipe)
+        if settings is None:
+            raise ConfigError("pack.cost_model is `trained`: add a `train` section to the recipe")
+        model = settings.model
+        shape = ModelShape(
+            hidden=model.hidden_size,
+            num_layers=model.num_layers,
+            num_heads=model.num_heads,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            intermediate=model.intermediate_size,
+            vocabulary=text_size + 2 + num_codes,
+        )
+    of = coefficients(shape, checkpointing=recipe.pack.checkpointing)
+    return PackPhase(recipe.tokens_name, tokens, recipe.pack.packing, of)
+
+
+def train_only(name: str, overrides: Sequence[str] = ()) -> None:
+    """``nextscale train``: packs must be there already."""
+    recipe = load(name, overrides)
+    if recipe.train is None:
+        raise ConfigError(f"recipe {name} has no `train` section: add one")
+    packs = load_record(recipe.storage, f"packs/{recipe.tokens_name}")
+    if packs is None:
+        place = recipe.storage.path(f"packs/{recipe.tokens_name}")
+        raise ConfigError(f"{place} is not there: `nextscale pack {name}` makes it")
+    train_packs(recipe, packs)
+
+
+def status(name: str, overrides: Sequence[str] = ()) -> list[State]:
+    """How every phase of the recipe stands, up to the first that later ones wait for."""
+    recipe = load(name, overrides)
+    states: list[State] = []
+    look = Look(states)
+    try:
+        documents = curate(recipe, run=look, judge=look)
+        if recipe.tokenize is not None:
+            tokens = look(recipe.storage, tokenize_phase(recipe, documents))
+            if recipe.pack is not None:
+                look(recipe.storage, pack_phase(recipe, tokens))
+    except NotDoneError as waiting:
+        states.append(State("later phases", "waiting", f"for {waiting}"))
+    return states
