@@ -35,6 +35,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         else:
             with _quiet_core():
                 ray.init(
+                    address="local",  # without it Ray joins any cluster that runs on this machine
                     num_cpus=num_cpus,
                     include_dashboard=False,
                     log_to_driver=False,

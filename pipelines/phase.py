@@ -94,3 +94,8 @@ def check_columns(phase: Phase) -> None:
                 "earlier step writes: put the operator that writes it before it"
             )
         columns.update(operator.writes.names)
+    for name in phase.schema.names:
+        if name not in columns:
+            raise ConfigError(
+                f"phase {phase.table}: nothing writes its column `{name}`: add its operator"
+            )

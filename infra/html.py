@@ -1,0 +1,64 @@
+"""The one writer of HTML pages: Jinja2 templates into single files that load nothing.
+
+    page = render(Path("pipelines/templates"), "report.html", title="photos", ...)
+    write_page("workspace/report.html", page)
+
+Data are not trusted: every value is escaped, with no way to opt out, the filter ``text`` bounds and
+cleans what people wrote, and the page's policy (`POLICY`) lets no script run and nothing load.
+"""
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from infra.storage import Storage
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""Content-Security-Policy for the ``<meta>`` of every template: own styles and data URIs only."""
+
+_JOINERS = "\u200c\u200d"  # parts of words and emoji, though not printable
+
+
+def render(folder: Path, name: str, **values: Any) -> str:
+    """The template ``name`` of ``folder`` as a page; a value that it misses is an error.
+
+    Filters: ``text(limit)``, see `clean`; ``count``: 1,234,567; ``share``: 12.3%.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"text": clean, "count": "{:,}".format, "share": "{:.1%}".format}
+    return environment.get_template(name).render(policy=POLICY, **values)
+
+
+def write_page(path: str, page: str) -> str:
+    """Write a page to a local path or an ``s3://`` URI, whole or not at all; returns the path."""
+    folder, name = os.path.split(path)
+    # Lone surrogates, as in names of files that are not UTF-8, have no encoding.
+    Storage(folder or ".").write(name, page.encode("utf-8", "replace"))
+    return path
+
+
+def clean(value: object, limit: int = 200) -> str:
+    """Any value as one line of at most ``limit`` characters that cannot disturb its surroundings.
+
+    White space becomes single blanks; control characters, among them those that turn the writing
+    direction, become U+FFFD.
+    """
+    text = str(value)
+    words = " ".join(text[: 4 * limit].split())
+    shown = "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in words)
+    whole = len(shown) <= limit and len(text) <= 4 * limit
+    return shown if whole else shown[: limit - 1].rstrip() + "…"
+
+
+def jpeg_uri(data: bytes) -> str:
+    """A JPEG file as a data URI, for an ``<img>`` that loads nothing."""
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

@@ -1,0 +1,124 @@
+"""Contact sheets: small pictures of chosen samples, with caption and attribution, for a report."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.html import jpeg_uri
+from infra.pixels import DecodeError, decode, encode_jpeg, resize_crop
+from infra.schema import SAMPLES, uniform_sql
+from pipelines.source import Source
+from pipelines.sources import read_media
+
+THUMBNAIL = 160  # pixels of the longer side
+LOAD_ROWS = 8  # originals in memory at a time
+CREDIT_KEYS = ("attribution", "credit", "author", "photographer", "artist")
+LICENCE_KEYS = ("licence", "license")
+
+PICK_ORDER = f"{uniform_sql('sample_id', 0)}, sample_id"
+"""ORDER BY for a choice that depends on the ids alone."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A sample to show, and a word on why (a score)."""
+
+    sample_id: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sample as shown: ``uri`` is its thumbnail, or ``problem`` says why there is none."""
+
+    key: str
+    note: str
+    caption: str
+    credit: str
+    uri: str | None
+    problem: str | None
+
+
+def pictures(
+    con: duckdb.DuckDBPyConnection,
+    sources: Sequence[Source],
+    dataset: str,
+    choices: Sequence[Choice],
+) -> list[Picture]:
+    """The chosen samples in their order; ``con`` has the catalog's views."""
+    rows = _look_up(con, dataset, [choice.sample_id for choice in choices])
+    found: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        mine = rows.filter(pc.equal(rows["source"], source.name))
+        for row in _load(source, mine):
+            found[row["sample_id"]] = row
+    shown = []
+    for choice in choices:
+        if choice.sample_id in found:
+            shown.append(_picture(choice, found[choice.sample_id]))
+        else:
+            problem = "its source is not in this recipe"
+            shown.append(Picture(choice.sample_id, choice.note, "", "", None, problem))
+    return shown
+
+
+def _picture(choice: Choice, row: dict[str, Any]) -> Picture:
+    credit = ", ".join(part for part in (row["credit"], row["licence"]) if part)
+    return Picture(
+        row["key"], choice.note, row["shown"] or "", credit, row["thumbnail"], row["problem"]
+    )
+
+
+def _look_up(con: duckdb.DuckDBPyConnection, dataset: str, ids: list[str]) -> pa.Table:
+    """Rows of samples, with what is shown of their texts: these may be of any length."""
+    views = {name for (name,) in con.execute("SELECT view_name FROM duckdb_views()").fetchall()}
+    made, join = "NULL", ""
+    if "captions" in views:
+        made = "c.text"
+        join = "LEFT JOIN captions AS c ON c.sample_id = s.sample_id AND c.dataset = $dataset"
+
+    def said(keys: Sequence[str]) -> str:
+        texts = ", ".join(f"facts ->> '$.{key}'" for key in keys)
+        return f"substr(coalesce({texts}), 1, 500)"
+
+    plain = ", ".join(f's."{n}"' for n in SAMPLES.names if n not in ("caption", "metadata"))
+    sql = (
+        f"SELECT * EXCLUDE (facts), {said(CREDIT_KEYS)} AS credit, "
+        f"{said(LICENCE_KEYS)} AS licence FROM (SELECT {plain}, "
+        f"substr(coalesce({made}, s.caption), 1, 1000) AS shown, "
+        f"try_cast(s.metadata AS JSON) AS facts FROM samples AS s {join} "
+        "WHERE s.sample_id IN (SELECT unnest($ids::VARCHAR[])))"
+    )
+    parameters: dict[str, Any] = {"ids": ids}
+    if join:
+        parameters["dataset"] = dataset
+    return con.sql(sql, params=parameters).to_arrow_table()
+
+
+def _load(source: Source, rows: pa.Table) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(rows), LOAD_ROWS):
+        loaded = read_media(source, rows.slice(start, LOAD_ROWS))
+        for row in loaded.to_pylist():
+            data, error = row.pop("bytes"), row["error"]
+            row["thumbnail"], row["problem"] = None, None
+            if error is not None:
+                row["problem"] = f"{error['stage']}:{error['type']}"
+            else:
+                try:
+                    row["thumbnail"] = jpeg_uri(thumbnail(data))
+                except DecodeError as problem:
+                    row["problem"] = problem.type
+            yield row
+
+
+def thumbnail(data: bytes) -> bytes:
+    """The picture as a JPEG of at most `THUMBNAIL` pixels a side; raises DecodeError."""
+    rgb = decode(data, THUMBNAIL).rgb
+    height, width = rgb.shape[:2]
+    scale = min(1.0, THUMBNAIL / max(height, width))
+    small, _ = resize_crop(rgb, max(1, round(height * scale)), max(1, round(width * scale)))
+    return encode_jpeg(small, quality=80)

@@ -1,0 +1,199 @@
+"""``nextscale report RECIPE``: one HTML file that shows what became of a dataset, with pictures.
+
+Funnel, every rule with its scores and its cut, pictures kept, rejected and just at a cut, failures,
+topics, captions, tokens, packs and training, as far as the tables are there.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from infra import catalog, html, runs
+from infra.runs import TableRecord
+from infra.storage import Storage
+from pipelines import report_tokens as later
+from pipelines import stats
+from pipelines.contact_sheets import PICK_ORDER, Choice, Picture, pictures
+from pipelines.decided import Decided, decided
+from pipelines.recipe import Recipe
+from pipelines.report_cuts import rule_sections
+from pipelines.train_packs import train_config
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHEET_PICTURES = 24
+EDGE_PICTURES = 6  # on either side of a cut
+MAX_REASONS = 12
+MAX_FAILURES = 100
+FAILURES_OF_A_KIND = 10
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A step of the funnel as a bar: from ``start`` on, ``width`` wide, in percent of all seen."""
+
+    kind: str
+    name: str
+    count: int
+    start: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures that share a fate, chosen out of ``total`` by their ids alone."""
+
+    name: str
+    total: int
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Failure:
+    key: str
+    source: str
+    stage: str
+    type: str
+    message: str
+
+
+def write_report(recipe: Recipe, path: str | None = None, log: str | None = None) -> str:
+    """Write the page to ``path`` (default: report.html in the workspace) and return where it is.
+
+    ``log`` is a trainer's log of JSON lines (default: that of the dataset's packs, if there).
+    Raises ConfigError where there are no decisions yet, or no ``log`` at the path given.
+    """
+    storage = recipe.storage
+    made = decided(storage, recipe.dataset, recipe.sources)
+    with catalog.connect(storage) as con:
+        page = html.render(TEMPLATES, "report.html", **_sections(con, recipe, made, log))
+    return html.write_page(path or storage.path("report.html"), page)
+
+
+def _sections(
+    con: duckdb.DuckDBPyConnection, recipe: Recipe, made: Decided, log: str | None
+) -> dict[str, Any]:
+    """What the template shows."""
+    storage, dataset = recipe.storage, recipe.dataset
+    steps = stats.funnel(storage, dataset)
+    captions = runs.load_record(storage, f"captions/{dataset}")
+    tokens, packs = stats.tokens_of(storage, dataset), stats.packs_of(storage, dataset)
+    training = [later.training_section(found) for found in _logs(recipe, log)]
+
+    def show(choices: list[Choice]) -> list[Picture]:
+        return pictures(con, recipe.sources, dataset, choices)
+
+    return {
+        "dataset": dataset,
+        "workspace": storage.path(),
+        "stale": stats.STALE if made.stale else None,
+        "steps": dict(steps),
+        "bars": funnel_bars(steps),
+        "rules": rule_sections(con, made, show, EDGE_PICTURES),
+        "sheets": [
+            Sheet(name, n, show(choices)) for name, n, choices in _chosen(con, storage, dataset)
+        ],
+        "failures": _failures(con, storage, made),
+        "topics": stats.topics(con, made),
+        "captions": captions and later.caption_section(con, storage, captions),
+        "tokens": [later.token_section(con, storage, record) for record in tokens],
+        "packs": [later.pack_section(con, storage, record) for record in packs],
+        "training": [section for section in training if section is not None],
+    }
+
+
+def funnel_bars(steps: list[tuple[str, int]]) -> list[Bar]:
+    """The steps that count samples, each loss drawn where it is taken off what was left."""
+    seen = max(steps[0][1], 1)
+    bars = []
+    left = 0
+    for step, count in steps:
+        kind, _, name = step.partition(" ")
+        if kind in ("tokens", "packs"):
+            continue
+        if kind in ("failed", "rejected"):
+            left -= count
+            start = left
+        else:
+            left, start = count, 0
+        bars.append(Bar(kind, name, count, 100 * max(start, 0) / seen, 100 * count / seen))
+    return bars
+
+
+def _chosen(
+    con: duckdb.DuckDBPyConnection, storage: Storage, dataset: str
+) -> list[tuple[str, int, list[Choice]]]:
+    """(name, samples, choice) for what is kept and for each reason of rejection, most first."""
+    reasons = con.execute(
+        "SELECT reason, count(*) AS n FROM decisions WHERE dataset = ? AND status <> 'failed' "
+        "GROUP BY reason ORDER BY reason IS NOT NULL, n DESC, reason LIMIT ?",
+        [dataset, MAX_REASONS + 1],
+    ).fetchall()
+    found = []
+    for reason, total in reasons:
+        rows = con.execute(
+            "SELECT sample_id FROM decisions WHERE dataset = ? AND status <> 'failed' "
+            f"AND reason IS NOT DISTINCT FROM ? ORDER BY {PICK_ORDER} LIMIT ?",
+            [dataset, reason, SHEET_PICTURES],
+        ).fetchall()
+        name = "kept" if reason is None else f"rejected: {reason}"
+        found.append((name, total, [Choice(sample_id) for (sample_id,) in rows]))
+    if runs.load_record(storage, f"documents/{dataset}") is not None:
+        small = con.execute(
+            "SELECT sample_id, error.stage, count(*) OVER () FROM (SELECT error, "
+            "unnest(sample_ids) AS sample_id FROM documents WHERE dataset = ? AND error.type = ?) "
+            f"ORDER BY {PICK_ORDER} LIMIT ?",
+            [dataset, stats.TOO_SMALL, SHEET_PICTURES],
+        ).fetchall()
+        if small:
+            _, stage, total = small[0]
+            choices = [Choice(sample_id) for sample_id, *_ in small]
+            found.append((f"rejected later: {stage}:{stats.TOO_SMALL}", total, choices))
+    return found
+
+
+def _failures(con: duckdb.DuckDBPyConnection, storage: Storage, made: Decided) -> list[Failure]:
+    """Some rows of every kind of failure, in the order of the flow."""
+    tables = [f"SELECT key, source, error, sample_id FROM ({made.scores})"]
+    captions = runs.load_record(storage, f"captions/{made.dataset}")
+    documents = runs.load_record(storage, f"documents/{made.dataset}")
+    if captions is not None:
+        scan = catalog.scan(storage, captions)
+        tables.append(
+            f"SELECT s.key, s.source, c.error, sample_id FROM {scan} AS c "
+            "JOIN samples AS s USING (sample_id)"
+        )
+    later_tables: list[TableRecord] = [] if documents is None else [documents]
+    for record in [*later_tables, *stats.tokens_of(storage, made.dataset)]:
+        tables.append(
+            "SELECT s.key, d.source, d.error, s.sample_id "
+            f"FROM {catalog.scan(storage, record)} AS d "
+            "JOIN samples AS s ON s.sample_id = d.sample_ids[1]"
+        )
+    found: list[Failure] = []
+    known: set[tuple[str, str]] = set()
+    for rows in tables:
+        shown = con.execute(
+            "SELECT key, source, error.stage, error.type, substr(error.message, 1, 1000) "
+            f"FROM ({rows}) WHERE error.type <> {catalog.literal(stats.TOO_SMALL)} "
+            "QUALIFY row_number() OVER "
+            f"(PARTITION BY error.stage, error.type ORDER BY {PICK_ORDER}) <= ? "
+            f"ORDER BY error.stage, error.type, {PICK_ORDER} LIMIT ?",
+            [FAILURES_OF_A_KIND, MAX_FAILURES],
+        ).fetchall()
+        # Failed rows are carried from table to table: each kind is shown where it arose.
+        fresh = [Failure(*row) for row in shown if (row[2], row[3]) not in known]
+        found += fresh
+        known |= {(failure.stage, failure.type) for failure in fresh}
+    return found[:MAX_FAILURES]
+
+
+def _logs(recipe: Recipe, log: str | None) -> list[str]:
+    """The trainer's log: the one that is named, else that of the recipe's packs if it is there."""
+    if log is not None:
+        return [log]
+    packs = runs.load_record(recipe.storage, f"packs/{recipe.tokens_name}")
+    config = None if packs is None else train_config(recipe, packs)
+    found = Path(config.output) / "log.jsonl" if config is not None else None
+    return [str(found)] if found is not None and found.exists() else []

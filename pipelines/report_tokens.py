@@ -1,0 +1,170 @@
+"""What the report shows of captions, tokens, packs and training, where they are there."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from infra import catalog
+from infra.config import ConfigError
+from infra.runs import TableRecord
+from infra.storage import Storage
+from pipelines.charts import BarChart, LineChart, bar_chart, line_chart
+from pipelines.histograms import Histogram, histogram
+
+
+@dataclass(frozen=True)
+class CaptionSection:
+    """Captions by their makers (engine, model, captions, failed, failing a check), and lengths."""
+
+    makers: list[tuple[str, str, int, int, int]]
+    lengths: BarChart | None
+
+
+@dataclass(frozen=True)
+class TokenSection:
+    """Documents of a table of tokens, positions by task, and positions per document."""
+
+    table: str
+    documents: int
+    tokens: int
+    tasks: list[tuple[str, int, int]]  # task, documents, positions
+    lengths: BarChart | None
+
+
+@dataclass(frozen=True)
+class PackSection:
+    """Packs of a set, and what their plan says of fill and balance, in words."""
+
+    table: str
+    packs: int
+    documents: int
+    tokens: int
+    facts: list[tuple[str, str]]
+    cost: BarChart | None
+    cost_label: str
+    lengths: BarChart | None
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    log: str
+    steps: int
+    losses: LineChart
+    scales: LineChart | None
+
+
+def caption_section(
+    con: duckdb.DuckDBPyConnection, storage: Storage, record: TableRecord
+) -> CaptionSection:
+    scan = catalog.scan(storage, record)
+    makers = con.execute(
+        "SELECT coalesce(engine, 'none'), coalesce(model, ''), count(*), count(error), "
+        f"count(*) FILTER (len(checks) > 0) FROM {scan} GROUP BY ALL ORDER BY 3 DESC, 1, 2 LIMIT 20"
+    ).fetchall()
+    rows = f"SELECT length(text) AS characters FROM {scan} WHERE error IS NULL"
+    lengths = histogram(con, rows, "characters")
+    return CaptionSection(makers, _chart(lengths))
+
+
+def token_section(
+    con: duckdb.DuckDBPyConnection, storage: Storage, record: TableRecord
+) -> TokenSection:
+    rows = (
+        f"SELECT task, num_tokens FROM {catalog.scan(storage, record)} "
+        "WHERE error IS NULL AND num_tokens IS NOT NULL"
+    )
+    tasks = con.execute(
+        f"SELECT task, count(*), sum(num_tokens)::BIGINT FROM ({rows}) "
+        "GROUP BY task ORDER BY 2 DESC, 1"
+    ).fetchall()
+    lengths = histogram(con, rows, "num_tokens")
+    return TokenSection(
+        record.table,
+        sum(documents for _, documents, _ in tasks),
+        sum(tokens for *_, tokens in tasks),
+        tasks,
+        _chart(lengths),
+    )
+
+
+def pack_section(
+    con: duckdb.DuckDBPyConnection, storage: Storage, record: TableRecord
+) -> PackSection:
+    rows = f"SELECT * FROM {catalog.scan(storage, record)}"
+    [(documents, tokens, mean, most)] = con.execute(
+        "SELECT coalesce(sum(num_documents), 0)::BIGINT, coalesce(sum(num_tokens), 0)::BIGINT, "
+        f"avg(cost), max(cost) FROM ({rows})"
+    ).fetchall()
+    said = record.facts
+    cap, budget = said.get("token_cap"), said.get("budget")
+    facts: list[tuple[str, str]] = []
+    if mean:
+        facts.append(("balance: largest over mean cost", f"{most / mean:.4f}"))
+    if mean and budget:
+        facts.append(("fill: mean cost over the budget", f"{mean / budget:.1%}"))
+    if cap and record.num_rows:
+        facts.append(("mean positions over the cap", f"{tokens / record.num_rows / cap:.1%}"))
+    if "lower_bound" in said:
+        facts.append(("packs that any plan needs", f"{said['lower_bound']:,}"))
+    rejected = [f"{count:,} {reason}" for reason, count in sorted(said.get("rejected", {}).items())]
+    facts.append(("documents left out", ", ".join(rejected) or "none"))
+    facts += [
+        (name.replace("_", " "), str(said[name]))
+        for name in ("strategy", "token_cap", "level", "seed")
+        if name in said
+    ]
+    relative = f"SELECT cost / {float(budget)!r} AS share FROM ({rows})" if budget else rows
+    cost = histogram(con, relative, "share" if budget else "cost", marks=[1.0] if budget else [])
+    marks = [float(cap)] if cap else []
+    lengths = histogram(con, rows, "num_tokens", marks=marks)
+    return PackSection(
+        table=record.table,
+        packs=record.num_rows,
+        documents=documents,
+        tokens=tokens,
+        facts=facts,
+        cost=_chart(cost, [1.0] if budget else []),
+        cost_label="cost per pack, of the budget" if budget else "cost per pack",
+        lengths=_chart(lengths, marks),
+    )
+
+
+def training_section(log: str) -> TrainingSection | None:
+    """Curves of a trainer's JSON lines; None where there is no step yet. Raises ConfigError."""
+    folder, name = os.path.split(log)
+    try:
+        lines = Storage(folder or ".").read(name).decode("utf-8", "replace").splitlines(True)
+        # The last line may be half written: the trainer appends while we read.
+        steps = [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    except FileNotFoundError:
+        raise ConfigError(f"training log {log} does not exist: check the path") from None
+    except ValueError as error:
+        raise ConfigError(f"training log {log} holds a line that is no JSON: {error}") from None
+    losses = line_chart(
+        (name, _series(steps, key))
+        for name, key in (("all", "loss"), ("text", "text_loss"), ("vision", "vision_loss"))
+    )
+    if losses is None:
+        return None
+    num_scales = max(len(step.get("scale_losses") or ()) for step in steps)
+    by_scale = []
+    for scale in range(num_scales):
+        points = [
+            (float(step["step"]), step["scale_losses"][scale])
+            for step in steps
+            if scale < len(step.get("scale_losses") or ())
+        ]
+        by_scale.append((f"scale {scale + 1}", [p for p in points if p[1] is not None]))
+    return TrainingSection(log, len(steps), losses, line_chart(by_scale))
+
+
+def _chart(of: Histogram | None, marks: Sequence[float] = ()) -> BarChart | None:
+    return None if of is None else bar_chart(of, marks)
+
+
+def _series(steps: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(float(step["step"]), float(step[key])) for step in steps if step.get(key) is not None]

@@ -1,0 +1,251 @@
+"""``nextscale stats RECIPE``: what became of every sample, and how its scores are distributed.
+
+Aggregates only, computed by DuckDB; no table comes into this process.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+
+from infra import catalog, runs
+from infra.catalog import literal, quote
+from infra.runs import TableRecord
+from infra.storage import Storage
+from pipelines import decided as decisions
+from pipelines.charts import number
+from pipelines.decided import Decided
+from pipelines.recipe import Recipe
+
+TOO_SMALL = "too_small_for_level"  # an error's type that is a rejection, as in the ledger
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A numeric score over the samples that did not fail; ``quantiles`` are approximate."""
+
+    column: str
+    low: float | None
+    quantiles: tuple[float, ...]
+    high: float | None
+    missing: int
+
+
+@dataclass(frozen=True)
+class TopicCount:
+    """Samples of a topic: that passed all rules, and that are left after balancing."""
+
+    topic: str
+    passed: int
+    kept: int
+
+
+def funnel(storage: Storage, dataset: str) -> list[tuple[str, int]]:
+    """(step, count) of a dataset, in the order of the flow; every step is named once.
+
+    ``seen`` samples are ``failed <stage>:<type>``, ``rejected <rule>`` by the first rule that each
+    fails, or ``kept``; what is kept may still have ``failed later <stage>:<type>`` (or be
+    ``rejected later``, too small for its level), else it makes ``documents``. Then ``tokens
+    <table>`` counts positions and ``packs <table>`` packs. Raises ConfigError where there are no
+    decisions.
+    """
+    rules = [rule.name for rule in decisions.rules(storage, dataset)]
+    made = _records(storage, dataset)
+    scan = catalog.scan(storage, made["decisions"][0])
+    with catalog.connect(storage, views=False) as con:
+        ends = con.execute(
+            f"SELECT status, reason, count(*) AS n FROM {scan} GROUP BY ALL ORDER BY n DESC, reason"
+        ).fetchall()
+        later = _later_steps(con, storage, made)
+    steps = [("seen", sum(count for *_, count in ends))]
+    steps += [(f"failed {reason}", n) for status, reason, n in ends if status == "failed"]
+    rejected = {reason: n for status, reason, n in ends if status == "rejected"}
+    balanced = sum(n for reason, n in rejected.items() if reason.startswith("balance:"))
+    for rule in rules:
+        steps.append((f"rejected {rule}", rejected.get(rule, 0)))
+        if f"{rule}:missing" in rejected:
+            steps.append((f"rejected {rule}:missing", rejected[f"{rule}:missing"]))
+    if balanced:
+        steps.append(("rejected balance", balanced))
+    steps.append(("kept", sum(n for status, _, n in ends if status == "kept")))
+    return steps + later
+
+
+def _later_steps(
+    con: duckdb.DuckDBPyConnection, storage: Storage, made: dict[str, list[TableRecord]]
+) -> list[tuple[str, int]]:
+    steps: list[tuple[str, int]] = []
+    known: set[str] = set()
+
+    def losses(record: TableRecord, name: str) -> None:
+        found = con.execute(
+            f"SELECT if(error.type = {literal(TOO_SMALL)}, 'rejected', 'failed') AS word, "
+            "error.stage || ':' || error.type AS reason, count(*) AS n "
+            f"FROM {catalog.scan(storage, record)} WHERE error IS NOT NULL "
+            "GROUP BY word, reason ORDER BY n DESC, reason"
+        ).fetchall()
+        steps.extend((f"{word} {name} {why}", n) for word, why, n in found if why not in known)
+        known.update(why for _, why, _ in found)
+
+    # A failed row is carried from table to table: documents know all failures of captions.
+    for record in made["documents"] or made["captions"]:
+        losses(record, "later")
+    for record in made["documents"]:
+        steps.append(("documents", record.num_rows - record.num_failed))
+    carried = set(known)
+    for record in made["tokens"]:
+        known = set(carried)
+        losses(record, record.table)
+        [(total,)] = con.execute(
+            f"SELECT coalesce(sum(num_tokens), 0) FROM {catalog.scan(storage, record)} "
+            "WHERE error IS NULL"
+        ).fetchall()
+        steps.append((record.table.replace("/", " ", 1), int(total)))
+    return steps + [(p.table.replace("/", " ", 1), p.num_rows) for p in made["packs"]]
+
+
+def _records(storage: Storage, dataset: str) -> dict[str, list[TableRecord]]:
+    """The complete tables of a dataset by kind; packs belong to it by their run's inputs."""
+    found = {}
+    for kind in ("decisions", "captions", "documents"):
+        record = runs.load_record(storage, f"{kind}/{dataset}")
+        found[kind] = [] if record is None else [record]
+    found["tokens"] = tokens_of(storage, dataset)
+    found["packs"] = packs_of(storage, dataset)
+    return found
+
+
+def tokens_of(storage: Storage, dataset: str) -> list[TableRecord]:
+    """The complete tables ``tokens/<dataset>-<level>``, by name."""
+    names = storage.names("tokens")
+    made = [name for name in names if name.rpartition("-")[0] == dataset]
+    records = [runs.load_record(storage, f"tokens/{name}") for name in made]
+    return [record for record in records if record is not None]
+
+
+def packs_of(storage: Storage, dataset: str) -> list[TableRecord]:
+    """The complete packs that were made from the tokens of a dataset, by name."""
+    tables = {record.table for record in tokens_of(storage, dataset)}
+    found = []
+    for name in storage.names("packs"):
+        record = runs.load_record(storage, f"packs/{name}")
+        if record is None:
+            continue
+        run = decisions.run_of(storage, record)
+        if run is not None and tables & set(run["inputs"]):
+            found.append(record)
+    return found
+
+
+def distributions(con: duckdb.DuckDBPyConnection, made: Decided) -> list[Distribution]:
+    """Every numeric score of a dataset, in one scan."""
+    names = [f.name for f in made.columns(con) if _is_quantity(f.type)]
+    if not names:
+        return []
+    # Quantiles by t-digest: exact ones would hold every value of every column in memory.
+    wanted = ", ".join(
+        f"min({name}), approx_quantile({name}, {list(QUANTILES)}), max({name}), "
+        f"count(*) - count({name})"
+        for name in map(quote, names)
+    )
+    [row] = con.execute(f"SELECT {wanted} FROM ({made.scores}) WHERE error IS NULL").fetchall()
+    cells = [row[i : i + 4] for i in range(0, len(row), 4)]
+    return [
+        Distribution(name, low, tuple(quantiles or ()), high, missing)
+        for name, (low, quantiles, high, missing) in zip(names, cells, strict=True)
+    ]
+
+
+def topics(con: duckdb.DuckDBPyConnection, made: Decided) -> list[TopicCount]:
+    """Topics before and after balancing, the most frequent first; at most 100."""
+    record = runs.load_record(made.storage, f"decisions/{made.dataset}")
+    assert record is not None
+    if made.config.balance is not None:
+        rows = (
+            "SELECT topic, (status = 'rejected' AND NOT starts_with(reason, 'balance:')) AS out, "
+            f"status FROM {catalog.scan(made.storage, record)} WHERE status <> 'failed'"
+        )
+    elif "topic" in made.columns(con).names:
+        rows = (
+            "SELECT s.topic, d.status = 'rejected' AS out, d.status "
+            f"FROM ({made.scores}) AS s JOIN {catalog.scan(made.storage, record)} AS d "
+            "USING (sample_id) WHERE d.status <> 'failed'"
+        )
+    else:
+        return []
+    counts = con.execute(
+        "SELECT topic::VARCHAR AS topic, count(*) AS passed, "
+        f"count(*) FILTER (status = 'kept') AS kept FROM ({rows}) "
+        "WHERE topic IS NOT NULL AND NOT out GROUP BY topic ORDER BY passed DESC, topic LIMIT 100"
+    ).fetchall()
+    return [TopicCount(*row) for row in counts]
+
+
+def _is_quantity(type_: pa.DataType) -> bool:
+    # 64 unsigned bits are a hash.
+    number = pa.types.is_integer(type_) or pa.types.is_floating(type_)
+    return number and type_ != pa.uint64()
+
+
+def print_funnel(recipe: Recipe) -> None:
+    """Print what became of the recipe's samples. Raises ConfigError."""
+    for line in funnel_lines(funnel(recipe.storage, recipe.dataset)):
+        print(line)
+
+
+def print_stats(recipe: Recipe) -> None:
+    """Print funnel, distributions and topics of the recipe's dataset. Raises ConfigError."""
+    for line in stats_lines(recipe):
+        print(line)
+
+
+def stats_lines(recipe: Recipe) -> Iterable[str]:
+    storage = recipe.storage
+    made = decisions.decided(storage, recipe.dataset, recipe.sources)
+    steps = funnel(storage, recipe.dataset)
+    with catalog.connect(storage, views=False) as con:
+        scores, counts = distributions(con, made), topics(con, made)
+    yield f"dataset {recipe.dataset} in {storage.path()}"
+    if made.stale:
+        yield STALE
+    yield ""
+    yield from funnel_lines(steps)
+    yield ""
+    heads = ("score", "min", *(f"~{q:.0%}" for q in QUANTILES), "max", "missing")
+    cells = [
+        (d.column, *map(number, (d.low, *(d.quantiles or (None,) * 5), d.high)), f"{d.missing:,}")
+        for d in scores
+    ]
+    yield from table(heads, cells)
+    if counts:
+        yield ""
+        heads = ("topic", "passed the rules", "kept")
+        yield from table(heads, [(t.topic, f"{t.passed:,}", f"{t.kept:,}") for t in counts])
+
+
+def funnel_lines(steps: Sequence[tuple[str, int]]) -> list[str]:
+    """The funnel as text columns; positions and packs have no share of the samples."""
+    seen = max(steps[0][1], 1)
+    rows = [
+        (step, f"{n:,}", "" if step.startswith(("tokens ", "packs ")) else f"{n / seen:.1%}")
+        for step, n in steps
+    ]
+    return table(("step", "count", "of seen"), rows)
+
+
+STALE = "note: samples or scores have changed since these decisions: run `nextscale curate`"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Text columns: the first to the left, the others to the right."""
+    shown = [[" ".join(str(cell).split())[:60] for cell in row] for row in (heads, *rows)]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(heads))]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in shown
+    ]

@@ -1,0 +1,224 @@
+"""Writes infra/tables.md, the reference of all tables, from the schemas and the operators.
+
+    python -m pipelines.tables_doc
+
+Columns, types, units and meanings are those that the code declares; a test holds the file to them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from infra.schema import CAPTIONS, DECISIONS, DOCUMENTS, SAMPLES, TOKENS
+from operators.aesthetics import Aesthetics
+from operators.clarity import Clarity
+from operators.perceptual_hash import PerceptualHash
+from operators.probe import Probe
+from operators.similarity import CaptionSimilarity
+from operators.topics import Topics
+from packing.plan import PLAN
+from packing.shards import PACK_INDEX
+from pipelines.phase import TRANSIENT
+
+PATH = Path(__file__).parents[1] / "infra/tables.md"
+
+GROUPS: dict[str, tuple[Any, ...]] = {
+    "cheap": (Probe, PerceptualHash, Clarity),
+    "models": (Aesthetics, Topics, CaptionSimilarity),
+}
+"""Score groups: the operators that may write into each (see pipelines/recipe.py)."""
+
+TABLES = (
+    ("samples", "samples/<source>/", "What a source holds: one row per sample.", SAMPLES),
+    ("decisions", "decisions/<dataset>/", "What the rules say: one row per sample.", DECISIONS),
+    ("captions", "captions/<dataset>/", "One row per kept sample.", CAPTIONS),
+    ("documents", "documents/<dataset>/", "The waist: one row per document.", DOCUMENTS),
+    ("tokens", "tokens/<dataset>-<level>/", "One row per document.", TOKENS),
+    ("packs", "packs/<name>/…/index.parquet", "One row per pack, where it lies.", PACK_INDEX),
+    ("pack_plan", "packs/<name>/…/plan.parquet", "One row per copy of a document.", PLAN),
+)
+
+DUCKDB_TYPES = {
+    "string": "varchar",
+    "large_binary": "blob",
+    "bool": "boolean",
+    "int8": "tinyint",
+    "int16": "smallint",
+    "int32": "integer",
+    "int64": "bigint",
+    "uint64": "ubigint",
+    "float": "float",
+    "double": "double",
+}
+
+LEDGER = {
+    "dataset": "the dataset",
+    "sample_id": "the sample",
+    "source": "as in samples",
+    "key": "as in samples",
+    "status": "kept, rejected or failed, after all phases so far",
+    "reason": "first failing rule, `<rule>:missing`, `balance:<topic>`, or `<stage>:<type>`",
+    "failed_rules": "all failing rules, in order",
+    "topic": "topic used for balancing",
+    "copies": "how often the sample is used; 0 unless the rules keep it",
+    "failed_stage": "where it failed",
+    "failed_type": "how",
+    "failed_message": "why, in a line",
+    "caption": "the caption, once there are captions",
+    "doc_id": "its document (the first, where there are several), once there are documents",
+    "num_tokens": "positions of its documents, once there are tokens",
+}
+
+QUERIES = (
+    (
+        "What became of every sample?",
+        """SELECT status, reason, count(*) AS samples
+FROM ledger GROUP BY ALL ORDER BY status, samples DESC""",
+    ),
+    (
+        "What failed, where, and with which words?",
+        """SELECT failed_stage, failed_type, count(*) AS samples,
+  min(key) AS for_example, min(failed_message) AS message
+FROM ledger WHERE failed_stage IS NOT NULL GROUP BY ALL ORDER BY samples DESC""",
+    ),
+    (
+        "Which rules do the work, and which are the only one against a sample?",
+        """SELECT rule, count(*) AS samples, count(*) FILTER (alone) AS by_it_alone
+FROM (SELECT unnest(failed_rules) AS rule, len(failed_rules) = 1 AS alone FROM decisions)
+GROUP BY rule ORDER BY samples DESC""",
+    ),
+    (
+        "How many samples would other thresholds keep?",
+        """SELECT threshold, count(*) FILTER (clarity > threshold) AS kept, count(clarity) AS scored
+FROM scores, unnest([0.2, 0.4, 0.6, 0.8]) AS t(threshold)
+GROUP BY threshold ORDER BY threshold""",
+    ),
+    (
+        "Which files are there twice, byte by byte?",
+        """SELECT sha256, count(*) AS copies, list(key ORDER BY key) AS keys
+FROM scores WHERE sha256 IS NOT NULL GROUP BY sha256 HAVING copies > 1 ORDER BY copies DESC""",
+    ),
+    (
+        "Which pictures look the same? (All pairs: for thousands of samples, not for millions.)",
+        """SELECT a.key, b.key AS other, bit_count(xor(a.phash, b.phash)) AS bits_apart
+FROM scores AS a JOIN scores AS b ON a.sample_id < b.sample_id
+WHERE bits_apart <= 6 ORDER BY bits_apart, a.key""",
+    ),
+    (
+        "What has balancing done to the topics?",
+        """SELECT topic, count(*) AS passed_the_rules, count(*) FILTER (status = 'kept') AS kept
+FROM decisions WHERE status <> 'failed' AND len(failed_rules) = 0
+GROUP BY topic ORDER BY passed_the_rules DESC""",
+    ),
+    (
+        "How long are the documents?",
+        """SELECT dataset, task, count(*) AS documents, sum(num_tokens) AS positions,
+  min(num_tokens) AS shortest, median(num_tokens) AS typical, max(num_tokens) AS longest
+FROM tokens WHERE error IS NULL GROUP BY ALL ORDER BY ALL""",
+    ),
+    (
+        "How even are the packs?",
+        """SELECT pack_set, count(*) AS packs, sum(num_tokens) AS positions,
+  avg(num_documents) AS documents_a_pack, max(cost) / avg(cost) AS largest_over_mean
+FROM packs GROUP BY pack_set ORDER BY pack_set""",
+    ),
+    (
+        "In which pack, and where in it, is a sample?",
+        """SELECT l.key, p.pack_set, p.pack, p.position, i.shard, i."offset"
+FROM ledger AS l JOIN pack_plan AS p USING (doc_id)
+JOIN packs AS i ON i.pack_set = p.pack_set AND i.pack = p.pack
+ORDER BY l.key, p.pack_set, p.copy LIMIT 20""",
+    ),
+)
+
+INTRODUCTION = """\
+# Tables
+
+Written by `python -m pipelines.tables_doc` from the schemas and the operators: change those.
+
+All tables of a workspace are views in DuckDB: `nextscale sql "…"`, or `duckdb -init catalog.sql`
+from the workspace's folder. A view covers every dataset or source that has such a table, so a
+column `dataset` (for packs `pack_set`) says whose row it is. Views list the files of finished
+tables only: while a phase runs, its table stays as it was. Ids are unique within a table.
+"""
+
+LEDGER_HEAD = """\
+## ledger
+
+One row per dataset and sample, through all phases: every sample ends once.
+
+| column | meaning |
+|---|---|
+"""
+
+RUNS = """\
+## runs
+
+`runs/*.json` One row per run of a phase: the `table` it wrote, with its `fingerprint` and
+`row_spec` (digests of what its rows, and its values, come from), the resolved `config`, `inputs`,
+`rows_in`, `rows_out`, `rows_failed`, `started_unix_s`, `duration_s`, `git_commit`, `device_class`,
+`num_cpus`, and the `versions` of libraries and of `python`.
+"""
+
+
+def document() -> str:
+    """The text of infra/tables.md."""
+    sections = [INTRODUCTION]
+    for name, path, meaning, schema in TABLES:
+        if name == "decisions":
+            sections += _scores()
+        sections.append(_section(name, f"`{path}` {meaning}", list(schema)))
+    ledger = [f"| {column} | {meaning} |" for column, meaning in LEDGER.items()]
+    sections += [LEDGER_HEAD + "\n".join(ledger) + "\n", RUNS]
+    queries = [f"{question}\n\n```sql\n{sql};\n```\n" for question, sql in QUERIES]
+    sections.append("## Ten useful queries\n\n" + "\n".join(queries))
+    return "\n".join(sections)
+
+
+def _scores() -> list[str]:
+    meaning = (
+        "`scores/<source>/<group>/` Scores come in groups, each a table with one row per sample "
+        "that\nthe group saw: its scores, or its `error`. The view `scores` has one row per sample "
+        "with the\ncolumns of all groups side by side, and their errors as `<group>_error`.\n"
+    )
+    sections = [f"## scores, scores_<group>\n\n{meaning}"]
+    for group, operators in GROUPS.items():
+        named = [
+            (field, operator.__name__)
+            for operator in operators
+            for field in operator.writes
+            if field.name not in TRANSIENT
+        ]
+        rows = [f"{_row(field)} {operator} |" for field, operator in named]
+        head = "| column | type | unit | meaning | operator |\n|---|---|---|---|---|\n"
+        sections.append(f"### scores_{group}\n\n{head}" + "\n".join(rows) + "\n")
+    return sections
+
+
+def _section(name: str, meaning: str, fields: list[pa.Field]) -> str:
+    head = "| column | type | unit | meaning |\n|---|---|---|---|\n"
+    return f"## {name}\n\n{meaning}\n\n{head}" + "\n".join(map(_row, fields)) + "\n"
+
+
+def _row(field: pa.Field) -> str:
+    told = {key.decode(): text.decode() for key, text in (field.metadata or {}).items()}
+    cells = (field.name, _type(field.type), told["unit"], told["meaning"])
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _type(of: pa.DataType) -> str:
+    """A type as DuckDB shows it, nested fields by name only."""
+    if pa.types.is_list(of):
+        return f"{_type(of.value_type)}[]"
+    if pa.types.is_struct(of):
+        return f"struct({', '.join(of.field(i).name for i in range(of.num_fields))})"
+    return DUCKDB_TYPES[str(of)]
+
+
+def main() -> None:
+    PATH.write_text(document(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

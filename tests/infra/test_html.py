@@ -1,0 +1,69 @@
+"""Pages: everything escaped, nothing loaded, texts bounded and cleaned."""
+
+from pathlib import Path
+
+import jinja2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.html import POLICY, clean, jpeg_uri, render, write_page
+
+
+def page(folder: Path, template: str, **values: object) -> str:
+    (folder / "page.html").write_text(template, encoding="utf-8")
+    return render(folder, "page.html", **values)
+
+
+def test_every_value_is_escaped_in_text_and_attributes(tmp_path: Path) -> None:
+    evil = "\"'><script>alert(1)</script>&amp;"
+    made = page(tmp_path, '<p title="{{ x }}">{{ x }} {{ x | text }}</p>', x=evil)
+    assert "<script" not in made
+    assert made.count("&lt;script&gt;alert(1)&lt;/script&gt;&amp;amp;") == 3
+    assert "&#34;&#39;&gt;" in made
+
+
+def test_a_forgotten_value_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(jinja2.UndefinedError, match="caption"):
+        page(tmp_path, "{{ caption }}")
+
+
+def test_numbers_and_the_policy(tmp_path: Path) -> None:
+    made = page(tmp_path, "{{ 1234567 | count }} {{ 0.1234 | share }} {{ policy | safe }}")
+    assert made == f"1,234,567 12.3% {POLICY}"
+    assert "script" not in POLICY
+    assert "default-src 'none'" in POLICY
+
+
+@given(st.text(), st.integers(1, 50))
+def test_cleaned_text_is_one_bounded_printable_line(text: str, limit: int) -> None:
+    cleaned = clean(text, limit)
+    assert len(cleaned) <= limit
+    assert all(c.isprintable() or c in "\u200c\u200d" for c in cleaned)
+    assert clean(cleaned, limit) == cleaned
+
+
+def test_cleaning_keeps_words_and_emoji() -> None:
+    assert clean("  a\n\tcat\u2028 here ") == "a cat here"
+    assert clean("\U0001f469\u200d\U0001f680 日本") == "\U0001f469\u200d\U0001f680 日本"
+    assert clean("a\u202eb\x00c") == "a\ufffdb\ufffdc"
+    assert clean("x" * 1_000_000, 10) == "x" * 9 + "…"
+    assert clean("word " * 10, 49) == "word " * 9 + "word"
+    assert clean(7) == "7"
+
+
+def test_a_page_is_written_whole_even_with_lone_surrogates(tmp_path: Path) -> None:
+    target = str(tmp_path / "new" / "page.html")
+    assert write_page(target, "ä \udc80") == target
+    assert Path(target).read_text(encoding="utf-8") == "ä ?"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
+
+
+def test_a_page_beside_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_page("page.html", "<p>")
+    assert (tmp_path / "page.html").read_text() == "<p>"
+
+
+def test_data_uri() -> None:
+    assert jpeg_uri(b"\xff\xd8") == "data:image/jpeg;base64,/9g="

@@ -1,0 +1,210 @@
+"""The report: one file, true to the tables, and harmless whatever the data say."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from infra.config import ConfigError
+from pipelines import stats
+from pipelines.decide import Decide
+from pipelines.recipe import Recipe
+from pipelines.report import funnel_bars, write_report
+
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and texts of a page; raises where tags do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append(" ".join(data.split()))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_what_people_wrote_is_text(curated: Recipe) -> None:
+    text = Path(write_report(curated)).read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.all("script") == []
+    assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert "<script" not in text
+    assert "\u202e" not in text
+    assert len(text) < 3_000_000  # the caption alone has a million characters
+    [policy] = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    loads = {attributes.get(name) for _, attributes in page.tags for name in ("src", "href")}
+    assert all(uri is None or uri.startswith(("data:image/jpeg;base64,", "#")) for uri in loads)
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_pictures_are_small_and_of_every_kind(curated: Recipe) -> None:
+    page = Page(Path(write_report(curated)).read_text(encoding="utf-8"))
+    shown = page.all("img")
+    assert len(shown) >= 10
+    for picture in shown:
+        uri = picture["src"]
+        assert uri is not None
+        data = base64.b64decode(uri.partition(",")[2])
+        assert max(Image.open(io.BytesIO(data)).size) <= 160
+    for heading in (
+        "kept",
+        "rejected: small",
+        "rejected: best",
+        "rejected later: documents:too_small_for_level",
+    ):
+        assert heading in page.texts
+    for heading in ("Nearest to 128, passing", "Nearest to 128, failing"):
+        assert heading in page.texts
+    assert "A cup of coffee on a saucer with a spoon." in page.texts
+    assert "</figcaption><script>alert(3)</script>, CC0" in page.texts
+
+
+def test_cuts_failures_and_topics_are_told(curated: Recipe) -> None:
+    page = Page(Path(write_report(curated)).read_text(encoding="utf-8"))
+    assert "least(width, height) >= 128" in page.texts
+    assert "the best 0.8 by clarity" in page.texts
+    cuts = [a for name, a in page.tags if name == "line" and a.get("class") == "cut"]
+    assert len(cuts) == 5  # small, blurred: clarity and aspect twice, best
+    for word in ("bad_sidecar", "truncated", "unknown_format", "no_caption", "PNG", "JPEG"):
+        assert word in page.texts
+    assert not any("changed since" in text for text in page.texts)
+
+
+def test_the_same_tables_give_the_same_page(curated: Recipe, tmp_path: Path) -> None:
+    first, second = (write_report(curated, str(tmp_path / name)) for name in ("a.html", "b.html"))
+    assert Path(first).read_bytes() == Path(second).read_bytes()
+
+
+def test_tokens_packs_and_training(
+    curated: Recipe, write_tokens: Callable[[Recipe], None], tmp_path: Path
+) -> None:
+    write_tokens(curated)
+    log = tmp_path / "log.jsonl"
+    steps = [
+        {
+            "step": i + 1,
+            "loss": 9 - i / 10,
+            "text_loss": None,
+            "vision_loss": 8 - i / 10,
+            "scale_losses": [3.0 - i / 100, None, 5.0],
+        }
+        for i in range(20)
+    ]
+    torn = '{"step": 21, "lo'
+    log.write_text("".join(json.dumps(step) + "\n" for step in steps) + torn, encoding="utf-8")
+    page = Page(Path(write_report(curated, log=str(log))).read_text(encoding="utf-8"))
+    for word in ("tokens/mixed-256", "positions per document", "text_too_long", "Packs"):
+        assert word in page.texts
+    for word in ("1 over_token_cap", "80.0%", "fixed_compute", "cost per pack, of the budget"):
+        assert word in page.texts
+    assert "20 steps" in page.texts
+    lines = page.all("polyline")
+    assert len(lines) == 4  # all, vision; scales 1 and 3
+    assert "text" not in page.texts
+
+
+def test_a_log_that_is_not_there(curated: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist: check the path"):
+        write_report(curated, log=str(tmp_path / "log.jsonl"))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("no json\n")
+    with pytest.raises(ConfigError, match="holds a line that is no JSON"):
+        write_report(curated, log=str(broken))
+
+
+def test_changed_scores_are_told(curated: Recipe, score_here: Callable[[Recipe], None]) -> None:
+    cheap = replace(curated.cheap, clarity=replace(curated.cheap.clarity, short_side=256))
+    score_here(replace(curated, cheap=cheap))
+    page = Path(write_report(curated)).read_text(encoding="utf-8")
+    assert "have changed since these decisions" in page
+
+
+def test_without_rules_and_without_a_source(
+    recipe: Recipe, curate_here: Callable[[Recipe], None]
+) -> None:
+    recipe = replace(recipe, decide=Decide())
+    curate_here(recipe)
+    text = Path(write_report(recipe)).read_text(encoding="utf-8")
+    assert "Rules and their cuts" not in text
+    other = replace(recipe, sources=(replace(recipe.sources[0], name="else"),))
+    with pytest.raises(ConfigError, match="none of them a source"):
+        write_report(other)
+
+
+def test_a_picture_that_is_gone_leaves_its_place(
+    recipe: Recipe, curate_here: Callable[[Recipe], None], photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("chelsea.png", "coffee.png"):
+        (folder / name).write_bytes((photos / name).read_bytes())
+    recipe = replace(recipe, sources=(replace(recipe.sources[0], path=str(folder)),))
+    curate_here(recipe)
+    (folder / "coffee.png").unlink()
+    page = Page(Path(write_report(recipe)).read_text(encoding="utf-8"))
+    assert "load:missing" in page.texts
+
+
+@pytest.mark.slow
+def test_a_workspace_on_s3(curated: Recipe, s3: str) -> None:
+    away = replace(curated, workspace=f"{s3}/workspace")
+    away.storage.fs.put(curated.workspace, away.workspace, recursive=True)
+    assert write_report(away) == f"{s3}/workspace/report.html"
+    there = Page(away.storage.read("report.html").decode())
+    here = Page(Path(write_report(curated)).read_text(encoding="utf-8"))
+    assert there.all("img") == here.all("img")
+
+
+def test_funnel_bars_lie_where_they_are_taken_off() -> None:
+    steps = [("seen", 10), ("failed a:b", 1), ("rejected x", 4), ("kept", 5), ("documents", 5)]
+    steps += [("tokens t", 1_000), ("packs t", 2)]
+    bars = funnel_bars(steps)
+    assert [(bar.kind, bar.name, bar.start, bar.width) for bar in bars] == [
+        ("seen", "", 0, 100),
+        ("failed", "a:b", 90, 10),
+        ("rejected", "x", 50, 40),
+        ("kept", "", 0, 50),
+        ("documents", "", 0, 50),
+    ]
+
+
+def test_an_empty_dataset_has_a_funnel() -> None:
+    assert funnel_bars([("seen", 0), ("kept", 0)])[0].width == 0
+
+
+def test_the_page_counts_what_the_funnel_counts(curated: Recipe) -> None:
+    text = Path(write_report(curated)).read_text(encoding="utf-8")
+    seen = dict(stats.funnel(curated.storage, curated.dataset))["seen"]
+    assert re.search(rf"<b>{seen}</b><span class=\"soft\">samples seen", text)

@@ -1,0 +1,46 @@
+"""infra/tables.md says what the code says, and its queries run."""
+
+from collections.abc import Callable
+
+import duckdb
+import pytest
+
+from infra import catalog
+from pipelines.recipe import Recipe
+from pipelines.tables_doc import GROUPS, LEDGER, PATH, QUERIES, TABLES, document
+
+
+@pytest.fixture
+def con(curated: Recipe, write_tokens: Callable[[Recipe], None]) -> duckdb.DuckDBPyConnection:
+    write_tokens(curated)
+    return catalog.connect(curated.storage)
+
+
+def test_the_file_is_current() -> None:
+    assert PATH.read_text(encoding="utf-8") == document(), "run `python -m pipelines.tables_doc`"
+
+
+def test_there_are_ten_queries() -> None:
+    assert len(QUERIES) == 10
+
+
+@pytest.mark.parametrize("question", [question for question, _ in QUERIES])
+def test_queries_answer(con: duckdb.DuckDBPyConnection, question: str) -> None:
+    rows = con.sql(dict(QUERIES)[question]).fetchall()
+    assert rows
+
+
+def test_views_have_the_columns_that_the_document_names(con: duckdb.DuckDBPyConnection) -> None:
+    labels = {"dataset", "pack_set"}
+    for name, _, _, schema in TABLES:
+        assert set(con.sql(f"SELECT * FROM {name}").columns) - labels == set(schema.names) - labels
+    assert con.sql("SELECT * FROM ledger").columns == list(LEDGER)
+    scores = con.sql("SELECT * FROM scores").columns
+    cheap = [f.name for operator in GROUPS["cheap"] for f in operator.writes if f.name != "image"]
+    assert scores == ["sample_id", "source", "key", "caption", *cheap, "cheap_error"]
+
+
+def test_every_column_of_the_runs_is_named(con: duckdb.DuckDBPyConnection) -> None:
+    text = document().partition("## runs")[2].partition("##")[0]
+    missing = [name for name in con.sql("SELECT * FROM runs").columns if f"`{name}`" not in text]
+    assert missing == []
