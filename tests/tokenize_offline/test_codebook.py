@@ -1,0 +1,43 @@
+import torch
+
+from infra.schedules import nearest
+from tokenize_offline.codebook import fit_codebooks, restart_dead
+from tokenize_offline.quantizer import Quantizer
+
+GRIDS = nearest(1, 1).grids[:12]
+
+
+def test_fitting_lowers_the_error_and_sets_units() -> None:
+    torch.manual_seed(0)
+    q, generator = Quantizer(128, 3, 5), torch.Generator().manual_seed(0)
+    latents = [(torch.randn(4, 8, 16, 16) * 3, GRIDS) for _ in range(2)]
+    errors = fit_codebooks(q, latents, rounds=6, generator=generator)
+    assert errors[-1] < 0.9 * errors[0]
+    units = q.log_magnitude.detach().exp()
+    assert (units[11] > 0).all()
+    assert torch.equal(units[12:], units[11:12].expand(6, -1))  # scales without data
+
+
+def test_fitting_is_deterministic() -> None:
+    tables = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        q, generator = Quantizer(32, 3, 5), torch.Generator().manual_seed(0)
+        fit_codebooks(q, [(torch.randn(2, 8, 16, 16), GRIDS)], 3, generator)
+        tables.append(q.pixel.detach())
+    assert torch.equal(*tables)
+
+
+def test_dead_codes_start_again_near_the_residuals() -> None:
+    torch.manual_seed(0)
+    q, generator = Quantizer(16, 3, 5), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        q.pixel[4] = 1_000.0
+    used = torch.ones(16, dtype=torch.bool)
+    before = q.pixel.detach().clone()
+    latents = (torch.randn(1, 8, 16, 16), GRIDS)
+    assert restart_dead(q, used, latents, generator) == 0
+    used[4] = False
+    assert restart_dead(q, used, latents, generator) == 1
+    assert q.pixel[4].abs().max() < 10
+    assert torch.equal(q.pixel[:4], before[:4])

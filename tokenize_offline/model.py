@@ -1,0 +1,145 @@
+"""The tokenizer network: a pixel and a semantic encoder, the quantiser, two decoders.
+
+Pixels [B, 3, H, W] in [-1, 1] become features [B, D, H/16, W/16], D = semantic + pixel channels,
+which the quantiser turns into codes. The pixel decoder draws the picture from both branches; the
+semantic decoder predicts a frozen teacher's features from the semantic branch alone, which is what
+gives the shared index a meaning beyond colour and edges (paper section 2.1, TokenFlow).
+
+Both encoders are plain convolutions without normalisation over the image, so a cell's feature
+depends on its surroundings only and any height and width that are multiples of 16 will do.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenize_offline.quantizer import Quantizer
+
+PATCH = 16
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """The shape of a tokenizer; stored beside its weights. Channels are given per grid size."""
+
+    # The full-size tokenizer will name google/siglip2-so400m-patch16-naflex here.
+    semantic_encoder: Literal["convolutions"] = "convolutions"
+    num_codes: int = 4096
+    semantic_dim: int = 8
+    pixel_dim: int = 16
+    pixel_weight: float = 2.0  # of the pixel distance, the semantic one counting 1
+    encoder_channels: tuple[int, int, int] = (64, 128, 160)  # at 1/4, 1/8 and 1/16 of the image
+    encoder_blocks: tuple[int, int, int] = (1, 1, 2)
+    decoder_channels: tuple[int, int, int] = (160, 128, 64)  # at 1/16, 1/8 and 1/4
+    decoder_blocks: tuple[int, int, int] = (2, 2, 2)
+    semantic_channels: tuple[int, int] = (64, 80)  # at 1/8 and 1/16
+    teacher_dim: int = 112  # channels of the teacher's features at 1/16
+
+    def __post_init__(self) -> None:
+        for name in ("num_codes", "semantic_dim", "pixel_dim", "pixel_weight", "teacher_dim"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: use a number above 0")
+
+
+class Tokenizer(nn.Module):
+    """Encoders, quantiser and decoders under one roof."""
+
+    def __init__(self, settings: TokenizerSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        dim = settings.semantic_dim + settings.pixel_dim
+        fine, middle, coarse = settings.encoder_channels
+        one, two, three = settings.encoder_blocks
+        self.pixel_encoder = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, fine, 3, padding=1),
+            *(Block(fine) for _ in range(one)),
+            _down(fine, middle),
+            *(Block(middle) for _ in range(two)),
+            _down(middle, coarse),
+            *(Block(coarse) for _ in range(three)),
+            nn.SiLU(),
+            nn.Conv2d(coarse, settings.pixel_dim, 1),
+        )
+        wide, deep = settings.semantic_channels
+        self.semantic_encoder = nn.Sequential(
+            nn.PixelUnshuffle(8),
+            nn.Conv2d(192, wide, 1),
+            Block(wide),
+            _down(wide, deep),
+            Block(deep),
+            nn.SiLU(),
+            nn.Conv2d(deep, settings.semantic_dim, 1),
+        )
+        self.quantizer = Quantizer(
+            settings.num_codes, settings.semantic_dim, settings.pixel_dim, settings.pixel_weight
+        )
+        coarse, middle, fine = settings.decoder_channels
+        three, two, one = settings.decoder_blocks
+        self.pixel_decoder = nn.Sequential(
+            nn.Conv2d(dim, coarse, 3, padding=1),
+            *(Block(coarse) for _ in range(three)),
+            _up(coarse, middle),
+            *(Block(middle) for _ in range(two)),
+            _up(middle, fine),
+            *(Block(fine) for _ in range(one)),
+            nn.SiLU(),
+            nn.Conv2d(fine, 48, 3, padding=1),
+            nn.PixelShuffle(4),
+        )
+        self.semantic_decoder = nn.Sequential(
+            nn.Conv2d(settings.semantic_dim, settings.teacher_dim, 1),
+            nn.SiLU(),
+            nn.Conv2d(settings.teacher_dim, settings.teacher_dim, 1),
+        )
+        self.teacher_mean: Tensor
+        self.teacher_deviation: Tensor
+        self.register_buffer("teacher_mean", torch.zeros(settings.teacher_dim))
+        self.register_buffer("teacher_deviation", torch.ones(settings.teacher_dim))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [-1, 1] -> [B, semantic + pixel channels, H/16, W/16]."""
+        height, width = pixels.shape[2:]
+        if height % PATCH or width % PATCH:
+            raise ValueError(
+                f"an image of {height} x {width} pixels has no whole cells: "
+                f"both sides must be multiples of {PATCH}"
+            )
+        return torch.cat([self.semantic_encoder(pixels), self.pixel_encoder(pixels)], dim=1)
+
+    def draw(self, features: Tensor) -> Tensor:
+        """Features, quantised or not -> pixels [B, 3, H, W], about [-1, 1], not clipped."""
+        return self.pixel_decoder(features)
+
+    def meaning(self, features: Tensor) -> Tensor:
+        """Features -> the teacher's standardised features, as the semantic branch tells them."""
+        return self.semantic_decoder(features[:, : self.settings.semantic_dim])
+
+    def standard(self, taught: Tensor) -> Tensor:
+        """The teacher's features [B, T, h, w] with mean 0 and deviation 1 in every channel."""
+        mean, deviation = self.teacher_mean[:, None, None], self.teacher_deviation[:, None, None]
+        return (taught.float() - mean) / deviation
+
+
+class Block(nn.Module):
+    """x + conv(act(conv(act(x)))), the second convolution zero at the start: an identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+def _down(channels: int, out: int) -> nn.Module:
+    return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, out, 1))
+
+
+def _up(channels: int, out: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, 4 * out, 1), nn.PixelShuffle(2))

@@ -1,0 +1,96 @@
+"""The small tokenizer's frozen teacher: EfficientNet-Lite0 features at 1/16 of the image.
+
+M. Tan and Q. Le, "EfficientNet" (arXiv:1905.11946), without squeeze-and-excitation, with batch
+normalisation folded into the convolutions. Used at training time only, from a weights file that
+the recipe names. The full-size tokenizer is taught by SigLIP2; this one needs no model hub.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from infra.config import ConfigError
+
+TEACHER_DIM = 112
+
+# (kernel, stride, expansion, channels out) of the first 11 blocks, which end at stride 16.
+_BLOCKS = (
+    (3, 1, 1, 16),
+    (3, 2, 6, 24),
+    (3, 1, 6, 24),
+    (5, 2, 6, 40),
+    (5, 1, 6, 40),
+    (3, 2, 6, 80),
+    (3, 1, 6, 80),
+    (3, 1, 6, 80),
+    (5, 1, 6, 112),
+    (5, 1, 6, 112),
+    (5, 1, 6, 112),
+)
+
+
+class Teacher(nn.Module):
+    """Pixels [B, 3, H, W] in [-1, 1] -> features [B, 112, H/16, W/16], without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _conv(3, 32, 3, stride=2)
+        channels = [32, *(block[-1] for block in _BLOCKS)]
+        self.blocks = nn.Sequential(
+            *(
+                _MobileBlock(inputs, *block)
+                for inputs, block in zip(channels, _BLOCKS, strict=False)
+            )
+        )
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        # Trained on (byte - 127) / 128, which is our [-1, 1] within half a byte.
+        features: Tensor = self.blocks(F.relu6(_same(self.stem, pixels)))
+        return features
+
+
+def load_teacher(path: str | Path) -> Teacher:
+    """Read the weights (safetensors; more than is needed may be in it). Raises ConfigError."""
+    if not Path(path).is_file():
+        raise ConfigError(f"teacher {path} does not exist: give the EfficientNet-Lite0 safetensors")
+    teacher = Teacher()
+    stored = load_file(str(path))
+    wanted = teacher.state_dict()
+    missing = [name for name in wanted if name not in stored]
+    if missing:
+        raise ConfigError(f"teacher {path} is no EfficientNet-Lite0: it has no `{missing[0]}`")
+    teacher.load_state_dict({name: stored[name] for name in wanted})  # widened from float16
+    return teacher
+
+
+class _MobileBlock(nn.Module):
+    """Widen, filter each channel, narrow; added to the input where the shapes allow."""
+
+    def __init__(self, inputs: int, kernel: int, stride: int, expansion: int, out: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self.expand = _conv(inputs, wide, 1) if expansion > 1 else None
+        self.depthwise = _conv(wide, wide, kernel, stride, groups=wide)
+        self.project = _conv(wide, out, 1)
+        self.residual = stride == 1 and inputs == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else F.relu6(self.expand(x))
+        y = self.project(F.relu6(_same(self.depthwise, y)))
+        return x + y if self.residual else y
+
+
+def _conv(inputs: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, out, kernel, stride, groups=groups)
+
+
+def _same(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The convolution with TensorFlow's padding, which on even sides is uneven at stride 2."""
+    total = conv.kernel_size[0] - conv.stride[0]
+    before = total // 2
+    return conv(F.pad(x, (before, total - before, before, total - before)))

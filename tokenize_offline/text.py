@@ -1,0 +1,133 @@
+"""Text to token ids with Qwen2.5's vocabulary, or with any tokenizer `transformers` can read.
+
+The default is carried in weights/qwen.tiktoken.xz: Qwen's 151,643 byte-pair ranks (PyPI package
+dashscope, Apache-2.0), with Qwen2.5's pre-tokenisation and special tokens around them. No network.
+Text is data: the name of a special token inside it is spelt out in ordinary tokens, so that no
+caption can end a document.
+"""
+
+import base64
+import hashlib
+import lzma
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from infra.config import ConfigError
+from infra.schema import digest
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Qwen2.5's tokenizer.json: contractions, words, single digits, punctuation, line ends, blanks.
+_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_NUM_RANKS = 151_643
+_SPECIAL = (
+    END_OF_TEXT,
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+@dataclass(frozen=True, eq=False)
+class TextTokenizer:
+    """Text to ids and back; every id is below ``size``."""
+
+    size: int
+    end_of_text: int
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+
+
+def load(source: str = "") -> TextTokenizer:
+    """The carried Qwen vocabulary for "", else a tokenizer directory or hub id for transformers.
+
+    Raises ConfigError for a source that holds no tokenizer or one without an end-of-text token.
+    """
+    return _load_transformers(source) if source else _load_carried()
+
+
+def identity(source: str = "") -> str:
+    """A hash of the vocabulary, or of the hub id; does not load it.
+
+    Ids of two vocabularies must never be mixed: the identity is stored with the tokens.
+    """
+    if not source:
+        content = hashlib.sha256(_carried().read_bytes()).hexdigest()
+        return digest("text", _PATTERN, *_SPECIAL, content)
+    folder = Path(source)
+    if not folder.is_dir():
+        return digest("text", "hub", source)
+    contents = [
+        hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in _TOKENIZER_FILES
+        if (folder / name).is_file()
+    ]
+    if not contents:
+        raise ConfigError(f"text tokenizer {source} holds none of {', '.join(_TOKENIZER_FILES)}")
+    return digest("text", "folder", *contents)
+
+
+def _carried() -> Path:
+    return Path(str(files("tokenize_offline").joinpath("weights/qwen.tiktoken.xz")))
+
+
+def _load_carried() -> TextTokenizer:
+    import tiktoken
+
+    lines = lzma.decompress(_carried().read_bytes()).splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    special = {name: _NUM_RANKS + i for i, name in enumerate(_SPECIAL)}
+    encoding = tiktoken.Encoding(
+        "qwen2.5", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=special
+    )
+
+    def encode(text: str) -> list[int]:
+        return encoding.encode_ordinary(unicodedata.normalize("NFC", text))
+
+    return TextTokenizer(encoding.n_vocab, special[END_OF_TEXT], encode, encoding.decode)
+
+
+def _load_transformers(source: str) -> TextTokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"text tokenizer {source} cannot be loaded: {reason}") from None
+    end = tokenizer.get_vocab().get(END_OF_TEXT, tokenizer.eos_token_id)
+    if end is None:
+        raise ConfigError(f"text tokenizer {source} has neither {END_OF_TEXT} nor an end token")
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids)))
+
+    return TextTokenizer(len(tokenizer), int(end), encode, decode)
