@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    # Only small summaries cross the store unless stages are split; keep laptops free.
+                    # Little crosses the store unless stages are split; keep laptops free.
                     object_store_memory=512 * 2**20,
                 )
     _configure_data()
@@ -55,21 +56,30 @@ def _join(address: str) -> None:
     root = Path(__file__).parents[1]
     environment = {k: v for k, v in os.environ.items() if k.startswith(CREDENTIALS)}
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={
-                "py_modules": [str(root / package) for package in PACKAGES],
-                "env_vars": environment,
-            },
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        _knock(address)
+        with _quiet_core():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={
+                    "py_modules": [str(root / package) for package in PACKAGES],
+                    "env_vars": environment,
+                },
+            )
+    except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"no Ray cluster answers at `{address}` ({reason}): start one with `ray start --head`, "
-            "or leave --ray out to run on this machine"
+            "set RAY_AUTH_MODE=token if it wants its token, or leave --ray out to run here"
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @contextmanager
@@ -101,16 +111,31 @@ def _configure_data() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def require(num_cpus: float, num_gpus: float, what: str) -> None:
+def require(
+    num_cpus: float, num_gpus: float, what: str, per_worker: tuple[float, float] = (0.0, 0.0)
+) -> None:
     """Fail at once where a pool can never start; Ray would wait for it for ever.
 
-    Raises ConfigError that names what was asked, what there is, and the remedy.
+    ``per_worker``: CPUs and GPUs that the largest worker needs on one node. Raises ConfigError that
+    names what was asked, what there is, and the remedy.
     """
     available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for kind, asked, remedy in (
-        ("CPU", num_cpus, "lower `workers` or raise --num-cpus"),
-        ("GPU", num_gpus, "lower `workers` or join a cluster that has them with --ray"),
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    for kind, asked, each, remedy in (
+        ("CPU", num_cpus, per_worker[0], "lower `workers` or raise --num-cpus"),
+        (
+            "GPU",
+            num_gpus,
+            per_worker[1],
+            "lower `workers` or join a cluster that has them with --ray",
+        ),
     ):
         have = available.get(kind, 0.0)
         if asked > have:
             raise ConfigError(f"{what} needs {asked:g} {kind}s, the session has {have:g}: {remedy}")
+        largest = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+        if each > largest:
+            raise ConfigError(
+                f"{what}: a worker needs {each:g} {kind}s, the largest node has {largest:g}: lower "
+                f"`num_{kind.lower()}s`"
+            )

@@ -73,11 +73,13 @@ def load_record(storage: Storage, table: str) -> TableRecord | None:
 
 
 def save_record(storage: Storage, record: TableRecord) -> None:
-    """Make a finished table visible, then drop the versions it replaces."""
+    """Make a finished table visible, then drop what it replaces and what killed runs left."""
     storage.write_json(f"{record.table}/_table.json", asdict(record))
     for name in storage.names(record.table):
         if name.startswith("v-") and name != version_of(record.fingerprint):
             storage.remove(f"{record.table}/{name}")
+    for folder in (record.table, f"{record.table}/{version_of(record.fingerprint)}"):
+        storage.remove_unfinished(folder)
 
 
 def row_spec(spec: Mapping[str, Any], inputs: Sequence[TableRecord]) -> str:

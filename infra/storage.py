@@ -11,6 +11,7 @@ import os
 import uuid
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
@@ -34,6 +35,11 @@ class Storage:
     """
 
     root: str
+
+    def __post_init__(self) -> None:
+        # Made absolute here and now: a worker's current folder may be another one.
+        root = os.path.abspath(self.root) if self.is_local else self.root.rstrip("/")
+        object.__setattr__(self, "root", root)
 
     @cached_property
     def fs(self) -> Any:
@@ -61,8 +67,7 @@ class Storage:
 
     def path(self, relative: str = "") -> str:
         """The full path or URI of ``relative``, as the client and DuckDB take it."""
-        root = os.path.abspath(self.root) if self.is_local else self.root.rstrip("/")
-        return f"{root}/{relative}" if relative else root
+        return f"{self.root}/{relative}" if relative else self.root
 
     def check(self, writable: bool = False) -> None:
         """Raises ConfigError, in one line, unless the store answers (and takes a file)."""
@@ -141,6 +146,13 @@ class Storage:
         """Remove a file or a folder with all below it; nothing there is fine."""
         if self.exists(relative):
             self.fs.rm(self.path(relative), recursive=True)
+
+    def remove_unfinished(self, relative: str) -> None:
+        """Remove the temporary files that killed writers left directly below a folder."""
+        folder = Path(self.path(relative))
+        if self.is_local and folder.is_dir():
+            for file in folder.glob("*.tmp-*"):
+                file.unlink(missing_ok=True)
 
     def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
         """A whole Parquet file; raises FileNotFoundError."""

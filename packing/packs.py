@@ -20,6 +20,7 @@ from packing.plan import Strategy
 from packing.shards import MAX_PACK_BYTES, PACK_INDEX, SHARD_NAME, split_members
 
 FACTS, INDEX = "packs.json", "index.parquet"
+COMPLETION = "_table.json"  # of the workspace: names the version of a table that is in use
 
 
 class PackError(ValueError):
@@ -77,11 +78,15 @@ class Packs:
 
 
 def open_packs(path: str | Path) -> Packs:
-    """Open the folder ``path``. Only facts and index are read.
+    """Open the folder ``path``: a version of packs, or a pack table, whose version in use is taken.
 
-    Raises PackError if they are absent or impossible; other storage errors pass.
+    Only facts and index are read. Raises PackError if they are absent or impossible; other
+    storage errors pass.
     """
     storage = Storage(str(path))
+    if not storage.exists(FACTS) and storage.exists(COMPLETION):
+        file: str = storage.read_json(COMPLETION)["parts"][0]["file"]
+        storage = Storage(storage.path(file.rpartition("/")[0]))
     try:
         tree = json.loads(storage.read(FACTS))
         index = storage.read_table(INDEX)

@@ -11,7 +11,7 @@ RECIPE_HELP = "a YAML file, or the name of one of ours (demo)"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on stderr and exit status 2."""
-    args = parser().parse_args(argv)
+    args = parse(argv)
     run: Callable[[argparse.Namespace], int | None] = args.run
     try:
         return run(args) or 0
@@ -21,6 +21,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on where it was", file=sys.stderr)
         return 130
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; key=value pairs may stand before or after the options."""
+    args, more = parser().parse_known_args(argv)
+    wrong = [word for word in more if word.startswith("-") or "=" not in word]
+    if wrong or (more and not hasattr(args, "overrides")):
+        parser().error(f"unrecognized arguments: {' '.join(wrong or more)}")
+    if more:
+        args.overrides = [*args.overrides, *more]
+    return args
 
 
 def parser() -> argparse.ArgumentParser:

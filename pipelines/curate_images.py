@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
+from infra.config import ConfigError
 from infra.runs import TableRecord
 from infra.schema import CAPTIONS, DOCUMENTS, ERROR, SAMPLES, column
 from infra.storage import Storage
@@ -38,7 +39,7 @@ def check(recipe: Recipe) -> None:
     if recipe.models and recipe.models.gate:
         kind = check_expression(recipe.models.gate, rule_columns(cheap), "models.gate")
         if kind != "BOOLEAN":
-            raise ValueError(f"models.gate: `{recipe.models.gate}` is {kind}, expected a condition")
+            raise ConfigError(f"models.gate: `{recipe.models.gate}` is {kind}, no condition")
     recipe.decide.check(rule_columns(cheap, score_schema(model_operators(recipe), cheap)))
     recipe.storage.check(writable=True)
     for source in recipe.sources:

@@ -51,8 +51,8 @@ def tell(recipe: Recipe, page: str) -> None:
         f"SELECT count(*), avg(num_tokens) / {facts['token_cap']}, count(DISTINCT shard) FROM packs"
     ).fetchall()
     print(
-        f"packs     {count} in {shards} shards, {fill:.1%} of the token cap filled, "
-        f"cost max/mean {facts['imbalance']:.3f} (lower bound {facts['lower_bound']} packs)"
+        f"packs     {count} (lower bound {facts['lower_bound']}) in {shards} shards, {fill:.1%} of "
+        f"the token cap filled, cost max/mean {facts['imbalance']:.3f}"
     )
     for line in losses(recipe, packs):
         print(line)

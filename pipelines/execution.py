@@ -36,9 +36,9 @@ from pipelines.progress import Progress, say
 WAVE_PARTS = 64
 # Tasks beside the pools reserve no CPU, so this alone bounds their processes and their memory.
 SIDE_TASKS = 4
-# Nodes come and go, but a unit whose workers die again and again crashes them itself; Ray's default
-# is to start them for ever.
-UNIT_RETRIES = 4
+# Nodes come and go, but a worker that dies again and again is killed by its unit; Ray's default is
+# to start it for ever. (Not by retries of the task: those are used up while a worker restarts.)
+WORKER_RESTARTS = 8
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,10 @@ def run_phase(storage: Storage, phase: Phase) -> TableRecord:
         sum(stage.workers * stage.num_cpus for stage in phase.stages),
         sum(stage.workers * stage.num_gpus for stage in phase.stages),
         f"phase {phase.table}",
+        (
+            max(stage.num_cpus for stage in phase.stages),
+            max(stage.num_gpus for stage in phase.stages),
+        ),
     )
     started = time.time()
     reusable = (
@@ -173,8 +177,8 @@ def _summaries(job: _Job, units: list[dict[str, int]]) -> Iterator[dict[str, int
         yield from _dataset(job, units).iter_rows()
     except ray.exceptions.RayActorError as error:
         raise RuntimeError(
-            f"phase {job.phase.table}: workers died {UNIT_RETRIES + 1} times over one unit: native "
-            "code crashed on one of its rows, or memory ran out (try a smaller `batch_rows`)"
+            f"phase {job.phase.table}: a worker died {WORKER_RESTARTS + 1} times: native code "
+            "crashes on one of its rows, or memory runs out (try a smaller `batch_rows`)"
         ) from error
 
 
@@ -192,7 +196,7 @@ def _dataset(job: _Job, units: list[dict[str, int]]) -> ray.data.Dataset:
                 concurrency=min(stage.workers, len(units)),
                 num_cpus=stage.num_cpus,
                 num_gpus=stage.num_gpus or None,
-                max_task_retries=UNIT_RETRIES,
+                max_restarts=WORKER_RESTARTS,
             )
     return dataset
 

@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from operators.aesthetics import Aesthetics
-from operators.similarity import CaptionSimilarity
-from operators.topics import Topics
-
 from infra.storage import Storage
+from operators.aesthetics import Aesthetics
 from operators.caption import Caption
 from operators.clarity import Clarity
 from operators.perceptual_hash import PerceptualHash
 from operators.probe import Probe
+from operators.similarity import CaptionSimilarity
+from operators.topics import Topics
 from packing.plan import Packing
 from pipelines.decide import Decide
 from pipelines.source import Source
@@ -138,6 +137,13 @@ class Recipe:
         """Name of the tokens and packs: the dataset and its level."""
         level = self.tokenize.operator.level if self.tokenize else self.documents.level
         return f"{self.dataset}-{level}"
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """The workers of every phase, by section."""
+        sections = ("cheap", "models", "captions", "documents", "tokenize")
+        found = {name: getattr(self, name) for name in sections}
+        return {name: section.pool for name, section in found.items() if section is not None}
 
     @property
     def storage(self) -> Storage:

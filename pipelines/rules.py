@@ -48,7 +48,9 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not self.name or ":" in self.name or self.name == "balance":
-            raise ValueError(f"rule name {self.name!r}: must not be empty, hold `:` or be `balance`")
+            raise ValueError(
+                f"rule name {self.name!r}: must not be empty, hold `:` or be `balance`"
+            )
         if (self.keep is None) == (self.top is None) or (self.top is None) != (self.by is None):
             raise ValueError(f"rule `{self.name}`: give either `keep`, or `top` and `by`")
         if self.top is not None and not 0 < self.top <= 1:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from infra import catalog, config
-from infra.cluster import session
+from infra.cluster import require, session
 from infra.config import ConfigError
 from infra.runs import TableRecord, load_record
 from packing.cost import ModelShape, coefficients, qwen2_5_7b
@@ -41,6 +41,9 @@ def run(
     check(recipe)
     train_config(recipe)  # its mistakes, too, are told before the work
     with session(address, num_cpus):
+        for section, pool in recipe.pools.items():
+            needed = pool.workers * pool.num_cpus, pool.workers * pool.num_gpus
+            require(*needed, f"{section}.pool")
         documents = curate(recipe)
         tokens = packs = None
         if last != "curate" and recipe.tokenize is not None:

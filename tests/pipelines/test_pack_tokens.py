@@ -1,0 +1,151 @@
+"""Tokens of two parts into packs on Ray, and back through the reader."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra import runs
+from infra.config import ConfigError
+from infra.runs import Part, TableRecord
+from infra.schedules import SCHEDULES
+from infra.schema import TOKENS
+from infra.segments import Image, Text, count
+from infra.storage import Storage
+from packing.cost import coefficients, qwen2_5_7b
+from packing.plan import Packing
+from packing.reader import open_packs, read_pack
+from pipelines.pack_tokens import PackPhase, write_packs
+
+NUM_SCALES = 4
+FACTS = {
+    "tokenizer_id": "t",
+    "vocabulary_id": "v",
+    "num_codes": 64,
+    "text_vocab_size": 100,
+    "level": 256,
+}
+
+
+def document(number, rng):
+    """A caption of some length and a small image, as a row of tokens and as segments."""
+    schedule = int(rng.integers(len(SCHEDULES)))
+    codes = SCHEDULES[schedule].num_codes(NUM_SCALES)
+    text = Text(rng.integers(0, 100, int(rng.integers(1, 30))))
+    image = Image(
+        schedule, NUM_SCALES, rng.integers(0, 64, codes), rng.integers(0, 64, codes), "target"
+    )
+    counts = count([text, image])
+    segments = [
+        {"kind": "text", "loss": True, "text_ids": text.ids.tolist(), "schedule": -1},
+        {
+            "kind": "image",
+            "role": "target",
+            "loss": True,
+            "schedule": schedule,
+            "num_scales": NUM_SCALES,
+            "input_codes": image.input_codes.tolist(),
+            "target_codes": image.target_codes.tolist(),
+        },
+    ]
+    row = {
+        "doc_id": hashlib.md5(str(number).encode()).hexdigest(),
+        "task": "t2i",
+        "source": "photos",
+        "sample_ids": [str(number)],
+        "segments": segments,
+        "num_tokens": counts.num_tokens,
+        "num_loss": counts.num_loss,
+        "num_pairs": counts.num_pairs,
+    }
+    return row, (text, image)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """A storage with 70 documents in two parts, 2 of them failed; and the documents by id."""
+    storage = Storage(str(tmp_path))
+    rng = np.random.default_rng(0)
+    schema = pa.schema([field.remove_metadata() for field in TOKENS])
+    parts, expected = [], {}
+    for number, size in enumerate((40, 30)):
+        rows = []
+        for i in range(size):
+            row, segments = document(1000 * number + i, rng)
+            if i == 7:
+                error = {"stage": "codes", "type": "corrupt", "message": "bad"}
+                row = row | {"segments": None, "num_tokens": None, "error": error}
+            else:
+                expected[row["doc_id"]] = segments
+            rows.append(row)
+        file = f"{runs.version_of('f' * 32)}/part-{number:05d}.parquet"
+        table = pa.Table.from_pylist(rows, schema=schema)
+        storage.write_part(f"tokens/photos-256/{file}", table, TOKENS, "doc_id")
+        parts.append(Part(file, size, 1))
+    record = TableRecord("tokens/photos-256", "f" * 32, "r" * 32, "doc_id", tuple(parts), FACTS)
+    runs.save_record(storage, record)
+    return storage, record, expected
+
+
+def phase_of(record, **packing):
+    settings = Packing(**({"tokens_per_pack": 200} | packing))
+    return PackPhase("photos-256", record, settings, coefficients(qwen2_5_7b(64)))
+
+
+def test_every_document_comes_back_once_with_its_codes(tokens, ray_session):
+    storage, record, expected = tokens
+    phase = phase_of(record)
+    packed = write_packs(storage, phase)
+    packs = open_packs(storage.path(phase.table))
+    assert packs.storage.root == storage.path(phase.folder)
+    assert packs.num_packs == packed.num_rows > 10
+    assert packs.facts.tokenizer_id == "t"
+    seen = {}
+    for i in range(packs.num_packs):
+        pack = read_pack(packs, i)
+        assert sum(count(d.segments).num_tokens for d in pack.documents) <= packs.facts.token_cap
+        for found in pack.documents:
+            assert found.doc_id not in seen
+            seen[found.doc_id] = found.segments
+    assert seen.keys() == expected.keys()
+    for doc_id, (text, image) in seen.items():
+        wanted_text, wanted_image = expected[doc_id]
+        assert np.array_equal(text.ids, wanted_text.ids)
+        assert np.array_equal(image.input_codes, wanted_image.input_codes)
+        assert np.array_equal(image.target_codes, wanted_image.target_codes)
+
+
+def test_a_run_that_stopped_between_shards_goes_on(tokens, ray_session, monkeypatch):
+    storage, record, _ = tokens
+    monkeypatch.setattr("pipelines.pack_tokens.PACKS_PER_SHARD", 4)
+    phase = phase_of(record)
+    write_packs(storage, phase)
+    files = [name for name in storage.names(phase.folder) if name != "_units"]
+    assert len(files) > 5
+    whole = {name: storage.read(f"{phase.folder}/{name}") for name in files}
+    # As after a kill: no record, one shard written, another only half of the way.
+    shards = [name for name in files if name.endswith(".tar")]
+    for name in [*shards[1:], "index.parquet", "packs.json"]:
+        storage.remove(f"{phase.folder}/{name}")
+    storage.remove(f"{phase.table}/_table.json")
+    write_packs(storage, phase)
+    assert {name: storage.read(f"{phase.folder}/{name}") for name in files} == whole
+
+
+def test_unchanged_tokens_are_not_packed_again_and_other_settings_are(tokens, ray_session):
+    storage, record, _ = tokens
+    first = write_packs(storage, phase_of(record))
+    before = storage.find("packs")
+    assert write_packs(storage, phase_of(record)) == first
+    assert storage.find("packs") == before
+    assert write_packs(storage, phase_of(record, seed=1)).fingerprint != first.fingerprint
+
+
+def test_nothing_to_pack_is_told(tokens, ray_session):
+    storage, record, _ = tokens
+    with pytest.raises(ConfigError, match="tokens_per_pack"):
+        write_packs(storage, phase_of(record, tokens_per_pack=5))
+    empty = TableRecord("tokens/none-256", "e" * 32, "e" * 32, "doc_id", (), FACTS)
+    with pytest.raises(ConfigError, match="tokens/none-256"):
+        write_packs(storage, phase_of(empty))
