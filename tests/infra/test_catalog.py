@@ -1,0 +1,173 @@
+"""Views show complete tables only, and the connection reaches nothing but the workspace."""
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from infra import catalog
+from infra.runs import Part, TableRecord, save_record
+from infra.schema import DECISIONS, DOCUMENTS, ERROR, SAMPLES
+from infra.storage import Storage
+
+SCORES = pa.schema([("sample_id", pa.string()), ("width", pa.int32()), ERROR])
+BAD = {"stage": "probe", "type": "cut", "message": "it's cut"}
+
+
+def put(
+    storage: Storage, table: str, schema: pa.Schema, parts: list[list[dict[str, Any]]], key: str
+) -> None:
+    bare = pa.schema([field.remove_metadata() for field in schema])
+    written = []
+    for number, rows in enumerate(parts):
+        file = f"v-abcdefabcdef/part-{number:05d}.parquet"
+        data = pa.Table.from_pylist(rows, schema=bare)
+        storage.write_part(f"{table}/{file}", data, schema, key)
+        written.append(Part(file, len(rows)))
+    finger = "abcdefabcdef" + "0" * 20
+    save_record(storage, TableRecord(table, finger, "spec", key, tuple(written)))
+
+
+def fill(storage: Storage) -> None:
+    for source, numbers in (("a", range(4)), ("it's b", range(4, 6))):
+        samples = [{"sample_id": f"s{n}", "source": source, "key": f"k{n}"} for n in numbers]
+        put(storage, f"samples/{source}", SAMPLES, [samples[:2], samples[2:]], "sample_id")
+        scores = [
+            {"sample_id": f"s{n}", "width": None if n == 1 else n, "error": BAD if n == 1 else None}
+            for n in numbers
+        ]
+        put(storage, f"scores/{source}/cheap", SCORES, [scores], "sample_id")
+    decisions = [
+        {"sample_id": f"s{n}", "status": status, "reason": reason, "copies": int(status == "kept")}
+        for n, status, reason in (
+            (0, "kept", None),
+            (1, "failed", "probe:cut"),
+            (2, "rejected", "small"),
+            (3, "kept", None),
+            (4, "kept", None),
+            (5, "rejected", "small"),
+        )
+    ]
+    put(storage, "decisions/d", DECISIONS, [decisions], "sample_id")
+    documents = [
+        {"doc_id": "d0", "task": "t2i", "sample_ids": ["s0"], "segments": [segment("s0")] * 2},
+        {"doc_id": "d3", "task": "t2i", "sample_ids": ["s3"], "error": BAD},
+        {"doc_id": "d4", "task": "t2i", "sample_ids": ["s4"], "segments": [segment("s4")]},
+    ]
+    put(storage, "documents/d", DOCUMENTS, [documents], "doc_id")
+    # What a killed run leaves: no record, or files that no record lists.
+    storage.write("samples/half/v-1/part-00000.parquet", b"half")
+    storage.write("samples/a/v-abcdefabcdef/part-00009.parquet", b"half")
+    storage.write("decisions/e/v-1/part-00000.parquet", b"half")
+
+
+def segment(sample: str) -> dict[str, Any]:
+    return {"kind": "image", "loss": True, "role": "target", "sample_id": sample}
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "local":
+        return Storage(str(tmp_path / "my 'workspace'"))
+    return Storage(request.getfixturevalue("s3") + "/ws")
+
+
+def rows(con: duckdb.DuckDBPyConnection, sql: str) -> list[Any]:
+    return con.execute(sql).fetchall()
+
+
+def test_views(storage: Storage) -> None:
+    fill(storage)
+    con = catalog.connect(storage)
+    assert rows(con, "SELECT source, count(*) FROM samples GROUP BY 1 ORDER BY 1") == [
+        ("a", 4),
+        ("it's b", 2),
+    ]
+    assert rows(con, "SELECT sum(width) FROM scores WHERE cheap_error IS NULL") == [(14,)]
+    assert rows(con, "SELECT dataset, count(*) FROM documents GROUP BY 1") == [("d", 3)]
+    ledger = rows(
+        con, "SELECT key, status, reason, failed_stage, failed_message FROM ledger ORDER BY key"
+    )
+    assert ledger == [
+        ("k0", "kept", None, None, None),
+        ("k1", "failed", "probe:cut", "probe", "it's cut"),
+        ("k2", "rejected", "small", None, None),
+        ("k3", "failed", "probe:cut", "probe", "it's cut"),
+        ("k4", "kept", None, None, None),
+        ("k5", "rejected", "small", None, None),
+    ]
+    assert [record.table for record in catalog.records(storage)] == [
+        "samples/a",
+        "samples/it's b",
+        "scores/a/cheap",
+        "scores/it's b/cheap",
+        "decisions/d",
+        "documents/d",
+    ]
+
+
+def test_an_empty_workspace(storage: Storage) -> None:
+    assert catalog.records(storage) == []
+    assert rows(catalog.connect(storage), "SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('{outside}')",
+        "SELECT * FROM read_text('{outside}')",
+        "SELECT * FROM '{outside}'",
+        "SELECT * FROM glob('/etc/*')",
+        "COPY (SELECT 1) TO '{outside}.copy'",
+        "ATTACH '{outside}.db'",
+        "EXPORT DATABASE '{outside}.export'",
+        "INSTALL httpfs",
+        "LOAD '{outside}'",
+        "SET enable_external_access = true",
+        "SET allowed_directories = ['/']",
+        "SET lock_configuration = false",
+        "SET memory_limit = '1TB'",
+        "RESET memory_limit",
+    ],
+)
+def test_the_connection_is_closed_to_all_else(tmp_path: Path, sql: str) -> None:
+    outside = tmp_path / "outside.csv"
+    outside.write_text("secret\n1\n")
+    storage = Storage(str(tmp_path / "ws"))
+    fill(storage)
+    con = catalog.connect(storage)
+    with pytest.raises(duckdb.Error):
+        con.execute(sql.format(outside=outside)).fetchall()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outside.csv", "ws"]
+
+
+def test_a_neighbour_with_a_longer_name_is_outside(tmp_path: Path) -> None:
+    storage, neighbour = Storage(str(tmp_path / "ws")), Storage(str(tmp_path / "ws2"))
+    fill(storage)
+    fill(neighbour)
+    con = catalog.connect(storage)
+    [record] = [r for r in catalog.records(neighbour) if r.table == "decisions/d"]
+    with pytest.raises(duckdb.Error):
+        rows(con, f"SELECT * FROM {catalog.scan(neighbour, record)}")
+
+
+def test_catalog_sql_works_from_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path / "ws"))
+    fill(storage)
+    path = catalog.write_catalog(storage)
+    assert path == str(tmp_path / "ws/catalog.sql")
+    # The workspace may move: its paths are relative.
+    (tmp_path / "ws").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    with duckdb.connect() as con:
+        con.execute((tmp_path / "moved/catalog.sql").read_text())
+        assert rows(con, "SELECT count(*) FROM ledger") == [(6,)]
+
+
+def test_names_are_quoted() -> None:
+    assert catalog.quote('a"b') == '"a""b"'
+    assert catalog.literal("it's") == "'it''s'"
