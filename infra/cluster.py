@@ -15,6 +15,13 @@ from infra.config import ConfigError
 PACKAGES = ("infra", "operators", "tokenize_offline", "packing", "trainer", "pipelines")
 # Workers on other nodes need the object store's credentials; nothing else of our environment.
 CREDENTIALS = ("AWS_", "FSSPEC_", "NEXTSCALE_")
+# Ray runs our code in a thread, and glibc gives a thread's large buffers (pictures) back to the
+# kernel each time: page faults took a tenth of the time of decoding. One arena that keeps them.
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+}
 # Units travel between stages as one block each; Ray would split larger ones (2.60: at 128 MiB).
 WHOLE_BLOCKS_BYTES = 1 << 40
 
@@ -31,6 +38,8 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
     if owned:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for name, value in ALLOCATOR.items():
+            os.environ.setdefault(name, value)
         if address:
             _join(address)
         else:
@@ -54,7 +63,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
 
 def _join(address: str) -> None:
     root = Path(__file__).parents[1]
-    environment = {k: v for k, v in os.environ.items() if k.startswith(CREDENTIALS)}
+    environment = {k: v for k, v in os.environ.items() if k.startswith(CREDENTIALS)} | ALLOCATOR
     try:
         _knock(address)
         with _quiet_core():

@@ -35,6 +35,10 @@ class SampleInput:
     def columns(self) -> tuple[str, ...]:
         return (*SAMPLES.names, "bytes")
 
+    @property
+    def is_remote(self) -> bool:
+        return not self.source.storage.is_local
+
     def rows(self, storage: Storage, part: int) -> pa.Table:
         rows = storage.read_table(self.samples.path(part))
         if self.earlier:
@@ -108,6 +112,10 @@ class KeptInput:
         ]
         return (*SAMPLES.names, *(name for name, there in extra if there))
 
+    @property
+    def is_remote(self) -> bool:
+        return not all(part.source.storage.is_local for part in self.parts)
+
     def rows(self, storage: Storage, part: int) -> pa.Table:
         place = self.parts[part]
         rows = storage.read_table(place.samples.path(place.part))
@@ -153,6 +161,10 @@ class DocumentInput:
     @property
     def columns(self) -> tuple[str, ...]:
         return tuple(DOCUMENTS.names)
+
+    @property
+    def is_remote(self) -> bool:
+        return False  # documents lie in the workspace
 
     def rows(self, storage: Storage, part: int) -> pa.Table:
         ids = storage.read_table(self.documents.path(part), ["doc_id"])

@@ -34,6 +34,10 @@ class Input(Protocol):
     def columns(self) -> tuple[str, ...]:
         """What `load` returns, for the check before the start."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether loading waits for a network, so that it should run ahead of the operators."""
+
     def rows(self, storage: Storage, part: int) -> pa.Table:
         """All rows that the output part must have, in load order, without media."""
 

@@ -37,6 +37,10 @@ class IndexInput:
     listing: str  # folder of the listing in the workspace, a file per part
     columns: tuple[str, ...] = tuple(SAMPLES.names)
 
+    @property
+    def is_remote(self) -> bool:
+        return not self.source.storage.is_local
+
     def rows(self, storage: Storage, part: int) -> pa.Table:
         return storage.read_table(f"{self.listing}/{part:05d}.parquet")
 

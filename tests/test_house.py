@@ -123,3 +123,11 @@ def test_importing_a_package_does_not_start_ray(package: str) -> None:
     code = f"import sys, {', '.join(names)}\nassert 'ray' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_lists_every_file() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for package in MAY_IMPORT:
+        section = readme.split(f"\n{package}/ ")[1].split("\n```")[0]
+        for path in (ROOT / package).glob("[!_]*.py"):
+            assert f"\n  {path.name} " in section, f"README.md does not list {package}/{path.name}"

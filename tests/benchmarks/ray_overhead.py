@@ -1,6 +1,6 @@
 """What Ray costs: the cheap score group over many small pictures, against plain processes.
 
-    python tests/benchmarks/ray_overhead.py [pictures] [workers]
+    python tests/benchmarks/ray_overhead.py [pictures] [workers] [unit_rows]
 
 Both read the same tars, run the same operators in the same batches on as many processes and write
 Parquet; the phase also cuts units, commits them and compacts. The session's start is left out.
@@ -8,6 +8,7 @@ Parquet; the phase also cuts units, commits them and compacts. The session's sta
 
 import io
 import resource
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -39,21 +40,26 @@ BATCH_ROWS = 64
 
 
 def write_tars(folder: Path, pictures: int) -> None:
-    """Small JPEGs cut out of photographs, each at another place."""
+    """Small JPEGs cut out of photographs, each at another place; all tars hold the same ones.
+
+    Their samples still differ: the tar's name is part of a sample's key.
+    """
     rng = np.random.default_rng(0)
     photographs = [data.astronaut(), data.coffee(), data.rocket(), data.chelsea()]
-    for number in range(-(-pictures // PER_TAR)):
-        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
-            for i in range(min(PER_TAR, pictures - number * PER_TAR)):
-                photograph = photographs[i % len(photographs)]
-                y, x = (int(rng.integers(0, n - SIDE)) for n in photograph.shape[:2])
-                buffer = io.BytesIO()
-                cut = photograph[y : y + SIDE, x : x + SIDE]
-                Image.fromarray(cut).save(buffer, "JPEG", quality=90)
-                member = tarfile.TarInfo(f"{i:06d}.jpg")
-                member.size = buffer.tell()
-                buffer.seek(0)
-                tar.addfile(member, buffer)
+    first = folder / "00000.tar"
+    with tarfile.open(first, "w") as tar:
+        for i in range(PER_TAR):
+            photograph = photographs[i % len(photographs)]
+            y, x = (int(rng.integers(0, n - SIDE)) for n in photograph.shape[:2])
+            buffer = io.BytesIO()
+            cut = photograph[y : y + SIDE, x : x + SIDE]
+            Image.fromarray(cut).save(buffer, "JPEG", quality=90)
+            member = tarfile.TarInfo(f"{i:06d}.jpg")
+            member.size = buffer.tell()
+            buffer.seek(0)
+            tar.addfile(member, buffer)
+    for number in range(1, pictures // PER_TAR):
+        shutil.copy(first, folder / f"{number:05d}.tar")
 
 
 def plain(source: Source, samples: pa.Table, output: str) -> int:
@@ -71,13 +77,13 @@ def plain(source: Source, samples: pa.Table, output: str) -> int:
     return len(table)
 
 
-def main(pictures: int = 120_000, workers: int = 2) -> None:
+def main(pictures: int = 1_100_000, workers: int = 2, unit_rows: int = 1_024) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tars = Path(folder) / "tars"
         tars.mkdir()
         write_tars(tars, pictures)
         source = Source(name="small", kind="webdataset", path=str(tars))
-        pool = Pool(workers=workers, unit_rows=1024, batch_rows=BATCH_ROWS)
+        pool = Pool(workers=workers, unit_rows=unit_rows, batch_rows=BATCH_ROWS)
         recipe = Recipe(
             dataset="small",
             workspace=f"{folder}/workspace",
@@ -115,4 +121,4 @@ def main(pictures: int = 120_000, workers: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    main(*map(int, sys.argv[1:4]))

@@ -96,13 +96,19 @@ def _recipe(mixed_photos: Path, workspace: Path) -> Recipe:
 
 
 @pytest.fixture
-def curate_here() -> Callable[[Recipe], None]:
+def curate_here() -> Callable[[Recipe], TableRecord]:
     """Makes all tables of a recipe up to the documents, without Ray."""
 
-    def make(recipe: Recipe) -> None:
-        curate(recipe, run=run_here)
+    def make(recipe: Recipe) -> TableRecord:
+        return curate(recipe, run=run_here)
 
     return make
+
+
+@pytest.fixture
+def run_alone() -> Callable[[Storage, Phase], TableRecord]:
+    """Runs one phase in this process."""
+    return run_here
 
 
 @pytest.fixture

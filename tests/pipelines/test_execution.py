@@ -37,6 +37,7 @@ class Numbers:
     per_part: tuple[int, ...]
     at_least: int = 0
     columns: ClassVar[tuple[str, ...]] = ("id", "number", "error")
+    is_remote: ClassVar[bool] = False
 
     def rows(self, storage: Storage, part: int) -> pa.Table:
         numbers = [n for n in range(self.per_part[part]) if n >= self.at_least]
@@ -298,15 +299,15 @@ class Twice(Numbers):
 
 def test_compaction_can_be_run_again(tmp_path: Path, log: Path) -> None:
     """A worker may die between writing a part and removing its units; Ray runs the task again."""
-    from pipelines import execution
+    from pipelines import workers
 
     storage = Storage(str(tmp_path / "ws"))
     phase = make_phase(Square(str(log)))
     record: TableRecord = run_phase(storage, phase)
     folder = f"{phase.table}/{runs.version_of(record.fingerprint)}"
-    job = execution._Job(storage, phase, folder, None)
+    job = workers.Job(storage, phase, folder, None)
     before = content(tmp_path / "ws")
-    ray.get(execution._compact.remote(job, 0, list(range(0, 23, 4))))
+    workers.compact(job, 0, list(range(0, 23, 4)))
     assert content(tmp_path / "ws") == before
 
 

@@ -16,6 +16,7 @@ from pipelines.phase import Phase, Stage, check_columns
 @dataclass(frozen=True)
 class Input:
     columns: tuple[str, ...] = ("id", "bytes")
+    is_remote: bool = False
 
     def rows(self, storage: Storage, part: int) -> pa.Table:
         raise AssertionError("a check reads nothing")

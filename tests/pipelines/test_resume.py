@@ -30,6 +30,7 @@ SCHEMA = pa.schema([column("id", pa.string(), "", ""), column("h", pa.string(), 
 @dataclass(frozen=True)
 class Ids:
     columns: ClassVar[tuple[str, ...]] = ("id", "error")
+    is_remote: ClassVar[bool] = False
 
     def rows(self, storage: Storage, part: int) -> pa.Table:
         ids = [hashlib.md5(f"{part}/{n}".encode()).hexdigest() for n in range(PER_PART[part])]
