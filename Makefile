@@ -37,7 +37,7 @@ demo: setup  ## curate, tokenize, pack and train on real photographs
 
 bench: setup  ## the measurements of BENCHMARKS.md
 	$(BIN)/python -c "from pipelines.demo_source import write_demo_source; write_demo_source('workspace/demo-photos')"
-	$(BIN)/python tests/benchmarks/scoring.py workspace/demo-photos
+	$(BIN)/python tests/benchmarks/scoring.py workspace/demo-photos 5
 	$(BIN)/python tests/benchmarks/ray_overhead.py
 
 clean:  ## remove the demo's workspace and all caches, keep .venv

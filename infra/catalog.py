@@ -143,21 +143,14 @@ def _ledger(by_kind: dict[str, list[TableRecord]], groups: dict[str, list[TableR
         )
         errors.append("c.error")
         columns.append("c.text AS caption")
-    for kind, told in (("documents", "doc_id"), ("tokens", "sum(num_tokens)")):
-        if kind not in by_kind:
-            continue
-        name = "doc_id" if kind == "documents" else "num_tokens"
-        # A sample may be in several documents: the first of them stands for all.
-        value = f"min({told})" if kind == "documents" else told
-        joins.append(
-            f"LEFT JOIN (SELECT dataset, sample_id, {value} AS {name}, "
-            "arg_min(error, doc_id) FILTER (error IS NOT NULL) AS error "
-            f"FROM (SELECT *, unnest(sample_ids) AS sample_id FROM {kind}) "
-            f"GROUP BY dataset, sample_id) AS {kind}_of "
-            f"ON {kind}_of.sample_id = d.sample_id AND {_same_dataset(kind)}"
-        )
-        errors.append(f"{kind}_of.error")
-        columns.append(f"{kind}_of.{name}")
+    for kind, (column, rows) in _OF_SAMPLES.items():
+        if kind in by_kind:
+            joins.append(
+                f"LEFT JOIN ({rows}) AS {kind}_of "
+                f"ON {kind}_of.dataset = d.dataset AND {kind}_of.sample_id = d.sample_id"
+            )
+            errors.append(f"{kind}_of.error")
+            columns.append(f"{kind}_of.{column}")
     failure = f"coalesce({', '.join(errors)})"
     listed = "".join(f", {column}" for column in columns)
     return (
@@ -172,11 +165,24 @@ def _ledger(by_kind: dict[str, list[TableRecord]], groups: dict[str, list[TableR
     )
 
 
-def _same_dataset(kind: str) -> str:
-    # Tokens are named <dataset>-<level>.
-    if kind == "tokens":
-        return "regexp_replace(tokens_of.dataset, '-[0-9]+$', '') = d.dataset"
-    return f"{kind}_of.dataset = d.dataset"
+# What later tables say of a sample, one row each. A sample may be in several documents: the first
+# stands for all. Tokens are named <dataset>-<level>; of several levels the longest counts.
+_OF_SAMPLES = {
+    "documents": (
+        "doc_id",
+        "SELECT dataset, sample_id, min(doc_id) AS doc_id, "
+        "arg_min(error, doc_id) FILTER (error IS NOT NULL) AS error "
+        "FROM (SELECT *, unnest(sample_ids) AS sample_id FROM documents) GROUP BY ALL",
+    ),
+    "tokens": (
+        "num_tokens",
+        "SELECT regexp_replace(named, '-[0-9]+$', '') AS dataset, sample_id, "
+        "max(num_tokens) AS num_tokens, arg_min(error, named) FILTER (error IS NOT NULL) AS error "
+        "FROM (SELECT dataset AS named, sample_id, sum(num_tokens) AS num_tokens, "
+        "arg_min(error, doc_id) FILTER (error IS NOT NULL) AS error "
+        "FROM (SELECT *, unnest(sample_ids) AS sample_id FROM tokens) GROUP BY ALL) GROUP BY ALL",
+    ),
+}
 
 
 def write_catalog(storage: Storage) -> str:

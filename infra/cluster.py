@@ -14,7 +14,7 @@ from infra.config import ConfigError
 
 PACKAGES = ("infra", "operators", "tokenize_offline", "packing", "trainer", "pipelines")
 # Workers on other nodes need the object store's credentials; nothing else of our environment.
-CREDENTIALS = ("AWS_", "FSSPEC_", "NEXTSCALE_")
+CREDENTIALS = ("AWS_", "FSSPEC_")
 # Ray runs our code in a thread, and glibc gives a thread's large buffers (pictures) back to the
 # kernel each time: page faults took a tenth of the time of decoding. One arena that keeps them.
 ALLOCATOR = {
@@ -27,10 +27,13 @@ WHOLE_BLOCKS_BYTES = 1 << 40
 
 
 @contextmanager
-def session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+def session(
+    address: str | None = None, num_cpus: int | None = None, secrets: tuple[str, ...] = ()
+) -> Iterator[None]:
     """A Ray session for the body of a ``with``; one that runs already is used and left alone.
 
-    ``address`` joins a cluster ("auto" or host:port) and ships our packages, never the workspace;
+    ``address`` joins a cluster ("auto" or host:port) and ships our packages, never the workspace,
+    and the values of the environment variables named in ``secrets``;
     None starts a session of ``num_cpus`` (default: all) on this machine. Raises ConfigError when
     the cluster cannot be reached.
     """
@@ -41,7 +44,7 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)
         if address:
-            _join(address)
+            _join(address, secrets)
         else:
             with _quiet_core():
                 ray.init(
@@ -61,9 +64,13 @@ def session(address: str | None = None, num_cpus: int | None = None) -> Iterator
             ray.shutdown()
 
 
-def _join(address: str) -> None:
+def _join(address: str, secrets: tuple[str, ...]) -> None:
     root = Path(__file__).parents[1]
-    environment = {k: v for k, v in os.environ.items() if k.startswith(CREDENTIALS)} | ALLOCATOR
+    environment = ALLOCATOR | {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(CREDENTIALS) or name in secrets
+    }
     try:
         _knock(address)
         with _quiet_core():

@@ -1,6 +1,6 @@
 """Recipes: YAML plus ``key=value`` overrides into frozen dataclasses, strict about every key.
 
-    recipe = load(Recipe, "pipelines/recipes/demo.yaml", ["decide.seed=7"])
+    recipe = load(Recipe, "pipelines/recipes/demo.yaml", ["documents.level=512"])
 
 Precedence is defaults < YAML < overrides. An unknown key, a wrong type or an impossible value stops
 the run before any work, with one line that names the key, the value and the remedy.
@@ -91,7 +91,7 @@ def build(cls: type[T], tree: Mapping[str, Any], place: str = "") -> T:
 
 
 def as_dict(config: Any) -> Any:
-    """The resolved config as plain JSON values, for the run record and the fingerprint."""
+    """The resolved config as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 

@@ -23,7 +23,10 @@ from typing import Any
 from infra.schema import digest
 from infra.storage import Storage
 
-LIBRARIES = ("numpy", "pyarrow", "ray", "duckdb", "pillow", "opencv-python-headless", "torch")
+LIBRARIES = (
+    "numpy pyarrow ray duckdb pillow opencv-python-headless torch torchvision open-clip-torch "
+    "transformers"
+).split()
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def finish(
         "duration_s": time.time() - started_unix_s,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "device_class": f"{platform.machine()} cpu",
+        "device_class": f"{platform.machine()} {'cuda' if 'cuda' in canonical(spec) else 'cpu'}",
         "num_cpus": os.cpu_count(),
         "versions": _versions(),
     }

@@ -1,6 +1,6 @@
 """The shard reader for training: packs in their global order, for any rank and any loader.
 
-    packs = open_packs("workspace/packs/demo")
+    packs = open_packs("workspace/demo/packs/demo-256")
     stream = PackStream(packs, rank=rank, num_ranks=N, micro_steps=M, packs_consumed=consumed)
     for pack in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2):
         sequence = layout(pack.segments, packs.facts.vocabulary)

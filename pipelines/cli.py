@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     for name, run, text in (
-        ("run", _run, "all phases of a recipe, from sources to trained steps"),
+        ("run", _run, "all phases that a recipe has, from sources to trained steps"),
         ("curate", _curate, "sources -> scores -> decisions -> captions -> documents"),
         ("tokenize", _tokenize, "documents -> text tokens and visual codes"),
         ("pack", _pack, "tokens -> balanced packs"),
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> None:
     from pipelines import whole_job
 
-    whole_job.run(args.recipe, args.overrides, args.ray, args.num_cpus)
+    whole_job.run(args.recipe, args.overrides, args.ray, args.num_cpus, strict=False)
 
 
 def _curate(args: argparse.Namespace) -> None:
@@ -137,7 +137,9 @@ def _sql(args: argparse.Namespace) -> int:
         raise ConfigError(f"workspace {args.workspace} does not exist: name one with --workspace")
     con = catalog.connect(storage)
     try:
-        con.sql(args.query).show(max_width=200)
+        result = con.sql(args.query)
+        if result is not None:  # a statement without rows
+            result.show(max_width=200)
     except duckdb.Error as error:
         print(f"nextscale sql: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
+from infra import runs
 from infra.config import ConfigError
 from infra.runs import TableRecord
 from infra.schema import CAPTIONS, DOCUMENTS, ERROR, SAMPLES, column
@@ -41,12 +42,25 @@ def check(recipe: Recipe) -> None:
         if kind != "BOOLEAN":
             raise ConfigError(f"models.gate: `{recipe.models.gate}` is {kind}, no condition")
     recipe.decide.check(rule_columns(cheap, score_schema(model_operators(recipe), cheap)))
+    _check_weights(recipe)
     recipe.storage.check(writable=True)
     for source in recipe.sources:
         list_source(source)
     caption = recipe.captions.operator
     if caption.engine == "openai":
         check_endpoint(caption.base_url, caption.model, caption.api_key_env)
+
+
+def _check_weights(recipe: Recipe) -> None:
+    """Weights that an operator would load must be there; raises ConfigError."""
+    operators = [*cheap_operators(recipe), *model_operators(recipe)]
+    if recipe.tokenize is not None:
+        operators.append(recipe.tokenize.operator)
+    for operator in operators:
+        try:
+            runs.describe(operator)
+        except ValueError as error:
+            raise ConfigError(f"{type(operator).__name__}: {error}") from None
 
 
 def curate(recipe: Recipe, run: Run = run_phase, judge: Judge = decide) -> TableRecord:

@@ -18,7 +18,7 @@ TRANSIENT = ("bytes", "image")  # pixels and files live inside a phase only
 
 
 class Operator(Protocol):
-    """Arrow table in, Arrow table out; see design: annotate, never drop, never raise for a row."""
+    """Arrow table in, Arrow table out; annotate, never drop, never raise for a row."""
 
     @property
     def reads(self) -> tuple[str, ...]: ...

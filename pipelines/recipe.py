@@ -131,6 +131,13 @@ class Recipe:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"source name `{name}` stands twice: ids would repeat")
+        if self.tokenize and self.tokenize.operator.level > self.documents.level:
+            raise ValueError(
+                f"tokenize.operator.level is {self.tokenize.operator.level}, the documents hold "
+                f"pictures of level {self.documents.level}: raise documents.level"
+            )
+        if self.pack and self.pack.cost_model == "trained" and self.train is None:
+            raise ValueError("pack.cost_model is `trained`: add a `train` section")
 
     @property
     def tokens_name(self) -> str:
@@ -138,10 +145,11 @@ class Recipe:
         level = self.tokenize.operator.level if self.tokenize else self.documents.level
         return f"{self.dataset}-{level}"
 
-    @property
-    def pools(self) -> dict[str, Pool]:
+    def pools(self, curate_only: bool = False) -> dict[str, Pool]:
         """The workers of every phase, by section."""
-        sections = ("cheap", "models", "captions", "documents", "tokenize")
+        sections = ["cheap", "models", "captions", "documents"]
+        if not curate_only:
+            sections.append("tokenize")
         found = {name: getattr(self, name) for name in sections}
         return {name: section.pool for name, section in found.items() if section is not None}
 

@@ -8,6 +8,7 @@ from infra.config import ConfigError, build
 from infra.runs import TableRecord
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
+from pipelines.status import State
 from trainer.config import TrainConfig
 
 
@@ -66,6 +67,20 @@ def train_packs(recipe: Recipe, packs: TableRecord) -> None:
         progress.close("up to date")
     else:
         progress.close(f"{result.last.tokens_per_s:,.0f} tokens/s at the end")
+
+
+def train_state(recipe: Recipe, packs: TableRecord) -> State:
+    """How far the training over these packs has come."""
+    config = train_config(recipe, packs)
+    assert config is not None
+    log = Path(config.output) / "log.jsonl"
+    name = f"train/{recipe.tokens_name}"
+    if not log.exists():
+        return State(name, "missing", "never run")
+    with open(log, encoding="utf-8") as file:
+        steps = sum(1 for _ in file)
+    whole = min(config.steps, config.epochs * (packs.num_rows // config.micro_batches))
+    return State(name, "done" if steps >= whole else "partial", f"{steps:,} of {whole:,} steps")
 
 
 def losses(recipe: Recipe, packs: TableRecord) -> list[str]:

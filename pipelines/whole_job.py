@@ -6,7 +6,7 @@ All Ray phases share one session; training starts when that is closed, so that i
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from infra import catalog, config
 from infra.cluster import require, session
@@ -19,9 +19,10 @@ from pipelines.pack_tokens import PackPhase, write_packs
 from pipelines.recipe import Recipe, recipe_path
 from pipelines.status import Look, NotDoneError, State
 from pipelines.tokenize_documents import tokenize_phase
-from pipelines.train_packs import train_config, train_packs
+from pipelines.train_packs import train_config, train_packs, train_state
 
 Step = Literal["curate", "tokenize", "pack", "train"]
+STEPS: tuple[Step, ...] = get_args(Step)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -35,15 +36,20 @@ def run(
     address: str | None = None,
     num_cpus: int | None = None,
     last: Step = "train",
+    strict: bool = True,
 ) -> Recipe:
     """Bring everything up to ``last`` up to date. Raises ConfigError before any work."""
     recipe = load(name, overrides)
+    for section in STEPS[1 : STEPS.index(last) + 1] if strict else ():
+        if getattr(recipe, section) is None:
+            raise ConfigError(f"recipe {name} has no `{section}` section: add one")
     check(recipe)
     train_config(recipe)  # its mistakes, too, are told before the work
-    with session(address, num_cpus):
-        for section, pool in recipe.pools.items():
-            needed = pool.workers * pool.num_cpus, pool.workers * pool.num_gpus
-            require(*needed, f"{section}.pool")
+    key = recipe.captions.operator.api_key_env
+    with session(address, num_cpus, (key,) if key else ()):
+        for phase, pool in recipe.pools(curate_only=last == "curate").items():
+            total = pool.workers * pool.num_cpus, pool.workers * pool.num_gpus
+            require(*total, f"{phase}.pool", (pool.num_cpus, pool.num_gpus))
         documents = curate(recipe)
         tokens = packs = None
         if last != "curate" and recipe.tokenize is not None:
@@ -63,8 +69,7 @@ def pack_phase(recipe: Recipe, tokens: TableRecord) -> PackPhase:
     shape = qwen2_5_7b(num_codes)
     if recipe.pack.cost_model == "trained":
         settings = train_config(recipe)
-        if settings is None:
-            raise ConfigError("pack.cost_model is `trained`: add a `train` section to the recipe")
+        assert settings is not None  # the recipe was checked
         model = settings.model
         shape = ModelShape(
             hidden=model.hidden_size,
@@ -82,8 +87,9 @@ def pack_phase(recipe: Recipe, tokens: TableRecord) -> PackPhase:
 def train_only(name: str, overrides: Sequence[str] = ()) -> None:
     """``nextscale train``: packs must be there already."""
     recipe = load(name, overrides)
-    if recipe.train is None:
-        raise ConfigError(f"recipe {name} has no `train` section: add one")
+    for section in ("tokenize", "train"):
+        if getattr(recipe, section) is None:
+            raise ConfigError(f"recipe {name} has no `{section}` section: add one")
     packs = load_record(recipe.storage, f"packs/{recipe.tokens_name}")
     if packs is None:
         place = recipe.storage.path(f"packs/{recipe.tokens_name}")
@@ -101,7 +107,9 @@ def status(name: str, overrides: Sequence[str] = ()) -> list[State]:
         if recipe.tokenize is not None:
             tokens = look(recipe.storage, tokenize_phase(recipe, documents))
             if recipe.pack is not None:
-                look(recipe.storage, pack_phase(recipe, tokens))
+                packs = look(recipe.storage, pack_phase(recipe, tokens))
+                if recipe.train is not None:
+                    states.append(train_state(recipe, packs))
     except NotDoneError as waiting:
         states.append(State("later phases", "waiting", f"for {waiting}"))
     return states

@@ -9,7 +9,7 @@ import pytest
 
 from infra import catalog
 from infra.runs import Part, TableRecord, save_record
-from infra.schema import DECISIONS, DOCUMENTS, ERROR, SAMPLES
+from infra.schema import DECISIONS, DOCUMENTS, ERROR, SAMPLES, TOKENS
 from infra.storage import Storage
 
 SCORES = pa.schema([("sample_id", pa.string()), ("width", pa.int32()), ERROR])
@@ -106,6 +106,20 @@ def test_views(storage: Storage) -> None:
         "decisions/d",
         "documents/d",
     ]
+
+
+def test_tokens_of_two_levels_double_no_sample(storage: Storage) -> None:
+    fill(storage)
+    for level, num_tokens in ((256, 900), (512, 3_700)):
+        documents = [
+            {"doc_id": "d0", "sample_ids": ["s0"], "num_tokens": num_tokens},
+            {"doc_id": "d4", "sample_ids": ["s4"], "error": BAD if level == 512 else None},
+        ]
+        put(storage, f"tokens/d-{level}", TOKENS, [documents], "doc_id")
+    found = rows(catalog.connect(storage), "SELECT key, status, num_tokens FROM ledger ORDER BY 1")
+    assert len(found) == 6
+    assert found[0] == ("k0", "kept", 3_700)
+    assert found[4] == ("k4", "failed", None)
 
 
 def test_an_empty_workspace(storage: Storage) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from PIL import Image
 
 from infra.config import ConfigError, build
@@ -286,8 +287,7 @@ def test_mistakes_are_told_in_one_line(parameters: dict[str, Any], message: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["threaded", "async"])
-def test_inside_a_ray_actor(chat_server: Any, tmp_path: Path, kind: str) -> None:
-    ray = pytest.importorskip("ray")
+def test_inside_a_ray_actor(chat_server: Any, tmp_path: Path, kind: str, ray_session: None) -> None:
     caption = endpoint(chat_server, cache=str(tmp_path / "answers.sqlite"))
     batch = rows([picture(i) for i in range(4)])
 
@@ -299,12 +299,9 @@ def test_inside_a_ray_actor(chat_server: Any, tmp_path: Path, kind: str) -> None
         async def run(self, batch: pa.Table) -> pa.Table:
             return caption(batch)
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        actor = ray.remote(Threaded if kind == "threaded" else Async).remote()
-        out = ray.get(actor.run.remote(batch), timeout=60)
-    finally:
-        ray.shutdown()
+    actor = ray.remote(Threaded if kind == "threaded" else Async).remote()
+    out = ray.get(actor.run.remote(batch), timeout=60)
+    ray.kill(actor)
     assert out.equals(caption(batch))
     assert error_types(out) == [None] * 4
     assert len(chat_server.requests) == 4

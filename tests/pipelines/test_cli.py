@@ -95,8 +95,20 @@ def test_an_endpoint_that_does_not_answer_stops_the_run(capsys, recipe):
     assert "http://127.0.0.1:9/v1" in said
 
 
+def test_a_step_without_its_section_is_refused(capsys, recipe):
+    assert "no `tokenize` section" in refused(capsys, "pack", recipe())
+    assert "no `tokenize` section" in refused(capsys, "train", recipe(train={"steps": 1}))
+
+
+def test_missing_weights_are_told_before_the_work(capsys, recipe, tmp_path):
+    aesthetics = {"backend": "open_clip", "model": "ViT-B-32", "head": str(tmp_path / "no.pth")}
+    said = refused(capsys, "curate", recipe(models={"aesthetics": aesthetics}))
+    assert "Aesthetics" in said
+    assert not (tmp_path / "workspace").exists()
+
+
 def test_training_without_packs_says_how_to_make_them(capsys, recipe):
-    said = refused(capsys, "train", recipe(train={"steps": 1}))
+    said = refused(capsys, "train", recipe(train={"steps": 1}, tokenize={}))
     assert "nextscale pack" in said
 
 

@@ -118,7 +118,7 @@ def either(a: float | None, a_min: float, b: float | None, b_min: float) -> bool
 
 
 def expected(rows: list[Row], config: Decide) -> list[Row]:
-    """The rules as design.md puts them, read row by row."""
+    """The rules as they are meant, read row by row."""
     fine = [row for row in rows if row["failed"] not in ("samples", "cheap", "models")]
     failures: dict[str, list[str]] = {row["sample_id"]: [] for row in rows}
     for rule in config.rules:
