@@ -177,7 +177,8 @@ _OF_SAMPLES = {
     "tokens": (
         "num_tokens",
         "SELECT regexp_replace(named, '-[0-9]+$', '') AS dataset, sample_id, "
-        "max(num_tokens) AS num_tokens, arg_min(error, named) FILTER (error IS NOT NULL) AS error "
+        "max(num_tokens)::BIGINT AS num_tokens, "
+        "arg_min(error, named) FILTER (error IS NOT NULL) AS error "
         "FROM (SELECT dataset AS named, sample_id, sum(num_tokens) AS num_tokens, "
         "arg_min(error, doc_id) FILTER (error IS NOT NULL) AS error "
         "FROM (SELECT *, unnest(sample_ids) AS sample_id FROM tokens) GROUP BY ALL) GROUP BY ALL",
