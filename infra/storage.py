@@ -9,12 +9,14 @@ import io
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -159,6 +161,21 @@ class Storage:
         # Opened by us: given a path, pyarrow would read Hive partitions out of its folder names.
         with self.open(relative) as file:
             return pq.ParquetFile(file).read(columns=columns)
+
+    def read_rows(self, relative: str, rows: Sequence[int]) -> pa.Table:
+        """The rows with these numbers, in this order; only row groups that hold one are read."""
+        numbers = np.asarray(rows, np.int64)
+        wanted, place = np.unique(numbers, return_inverse=True)
+        with self.open(relative) as file:
+            parquet = pq.ParquetFile(file)
+            tables, first = [parquet.schema_arrow.empty_table()], 0
+            for group in range(parquet.num_row_groups):
+                count = parquet.metadata.row_group(group).num_rows
+                here = wanted[(wanted >= first) & (wanted < first + count)] - first
+                if len(here):
+                    tables.append(parquet.read_row_group(group).take(pa.array(here)))
+                first += count
+        return pa.concat_tables(tables).take(pa.array(place))
 
     def write_part(self, relative: str, table: pa.Table, schema: pa.Schema, key: str) -> int:
         """Write rows in canonical form, so that the bytes are a function of the rows alone.

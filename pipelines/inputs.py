@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from infra.runs import TableRecord
 from infra.schema import CAPTIONS, DOCUMENTS, SAMPLES, doc_id
@@ -178,14 +177,4 @@ class DocumentInput:
             bare = pa.schema([field.remove_metadata() for field in DOCUMENTS])
             return bare.empty_table()
         path = self.documents.path(rows["_part"][0].as_py())
-        wanted = rows["_row"].to_pylist()
-        with storage.open(path) as file:
-            parquet = pq.ParquetFile(file)
-            first, tables = 0, []
-            for group in range(parquet.num_row_groups):
-                count = parquet.metadata.row_group(group).num_rows
-                here = [row - first for row in wanted if first <= row < first + count]
-                if here:
-                    tables.append(parquet.read_row_group(group).take(pa.array(here)))
-                first += count
-        return pa.concat_tables(tables)
+        return storage.read_rows(path, rows["_row"].to_pylist())

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
@@ -208,21 +207,12 @@ def _write_shard(storage: Storage, phase: PackPhase, shard: _Shard) -> int:
 
 
 def _read_documents(storage: Storage, tokens: TableRecord, shard: _Shard) -> Sequence[Document]:
-    """The shard's documents in its order; every row group is opened once at most."""
+    """The shard's documents in its order; every part is opened once."""
     found: list[Document | None] = [None] * len(shard.pack)
     for part in np.unique(shard.part):
         places = np.flatnonzero(shard.part == part)
-        with storage.open(tokens.path(int(part))) as file:
-            parquet = pq.ParquetFile(file)
-            first = 0
-            for group in range(parquet.num_row_groups):
-                count = parquet.metadata.row_group(group).num_rows
-                rows = shard.row[places] - first
-                here = places[(rows >= 0) & (rows < count)]
-                if len(here):
-                    table = parquet.read_row_group(group).take(pa.array(shard.row[here] - first))
-                    copies = shard.copy[here].tolist()
-                    for place, read in zip(here, from_tokens(table, copies), strict=True):
-                        found[place] = read
-                first += count
+        table = storage.read_rows(tokens.path(int(part)), shard.row[places].tolist())
+        documents = from_tokens(table, shard.copy[places].tolist())
+        for place, document in zip(places, documents, strict=True):
+            found[place] = document
     return [document for document in found if document is not None]

@@ -35,6 +35,17 @@ def command(module, photographs, workspace, *more):
     return [sys.executable, "-m", module, *more, *overrides]
 
 
+def run_demo(photographs, workspace, timeout_s):
+    return subprocess.run(
+        command("pipelines.demo", photographs, workspace),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
 def contents(workspace):
     """Every file of every table by its hash, and what the records say of it."""
     storage = Storage(str(workspace))
@@ -50,14 +61,7 @@ def contents(workspace):
 def demo(photographs, tmp_path_factory):
     """The workspace of an uninterrupted demo, and what it printed."""
     workspace = tmp_path_factory.mktemp("demo") / "workspace"
-    done = subprocess.run(
-        command("pipelines.demo", photographs, workspace),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    done = run_demo(photographs, workspace, timeout_s=900)
     assert done.returncode == 0, done.stderr
     return workspace, done.stdout, done.stderr
 
@@ -106,14 +110,8 @@ def test_the_losses_go_down(demo):
 def test_a_second_run_skips_all_phases(demo, photographs):
     workspace, _, _ = demo
     before = contents(workspace)
-    done = subprocess.run(
-        command("pipelines.demo", photographs, workspace),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    done = run_demo(photographs, workspace, timeout_s=300)
+    assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("  ")]
     assert lines
     assert all("up to date" in line for line in lines)

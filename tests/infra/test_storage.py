@@ -240,3 +240,17 @@ def test_a_store_that_takes_no_file_is_told(tmp_path: Path, s3: str) -> None:
     for fine in (Storage(str(tmp_path / "new")), Storage(s3 + "/new")):
         fine.check(writable=True)
         assert fine.find() == []
+
+
+def test_rows_are_read_by_number_in_any_order(tmp_path: Path) -> None:
+    schema = pa.schema([("id", pa.string()), ("picture", pa.large_binary())])
+    ids = [f"{n:04d}" for n in range(200)]  # with media: several row groups
+    rows = pa.table(
+        [pa.array(ids), pa.array([id_.encode() for id_ in ids], pa.large_binary())], schema=schema
+    )
+    store = Storage(str(tmp_path))
+    store.write_part("part.parquet", rows, schema, "id")
+    for wanted in ([], [0], [199, 3, 64, 63, 3], list(range(200))):
+        found = store.read_rows("part.parquet", wanted)
+        assert found.schema.names == ["id", "picture"]
+        assert found["id"].to_pylist() == [ids[n] for n in wanted]
