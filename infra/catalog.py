@@ -17,7 +17,9 @@ from infra.storage import Storage
 DEPTH = {
     "samples": 1,
     "scores": 2,
+    "duplicates": 2,
     "decisions": 1,
+    "caption_decisions": 1,
     "captions": 1,
     "documents": 1,
     "tokens": 1,
@@ -90,10 +92,16 @@ def make_views(storage: Storage, absolute: bool) -> list[View]:
         return "\nUNION ALL BY NAME\n".join(selects)
 
     views = []
-    labels = {"samples": None, "documents": "dataset", "packs": "pack_set"}
-    for kind in ("samples", "decisions", "captions", "documents", "tokens", "packs"):
+    labels = {"samples": None, "packs": "pack_set"}
+    plain = "samples decisions captions caption_decisions documents tokens packs".split()
+    for kind in plain:
         if kind in by_kind:
             views.append(View(kind, union(kind, by_kind[kind], labels.get(kind, "dataset"))))
+    copies: dict[str, list[TableRecord]] = {}
+    for record in by_kind.get("duplicates", []):
+        copies.setdefault(record.table.split("/")[2], []).append(record)
+    for kind, tables in sorted(copies.items()):
+        views.append(View(f"duplicates_{kind}", union("duplicates", tables, "dataset")))
     groups: dict[str, list[TableRecord]] = {}
     for record in by_kind.get("scores", []):
         groups.setdefault(record.table.split("/")[2], []).append(record)
@@ -143,6 +151,13 @@ def _ledger(by_kind: dict[str, list[TableRecord]], groups: dict[str, list[TableR
         )
         errors.append("c.error")
         columns.append("c.text AS caption")
+    status, reason = "d.status", "d.reason"
+    if "caption_decisions" in by_kind:
+        joins.append(
+            "LEFT JOIN caption_decisions AS cd "
+            "ON cd.dataset = d.dataset AND cd.sample_id = d.sample_id"
+        )
+        status, reason = "coalesce(cd.status, d.status)", "coalesce(d.reason, cd.reason)"
     for kind, (column, rows) in _OF_SAMPLES.items():
         if kind in by_kind:
             joins.append(
@@ -156,8 +171,8 @@ def _ledger(by_kind: dict[str, list[TableRecord]], groups: dict[str, list[TableR
     return (
         "SELECT d.dataset, d.sample_id, s.source, s.key,\n"
         f"  CASE WHEN {failure}.type = 'too_small_for_level' THEN 'rejected'\n"
-        f"    WHEN {failure} IS NOT NULL THEN 'failed' ELSE d.status END AS status,\n"
-        f"  coalesce(d.reason, {failure}.stage || ':' || {failure}.type) AS reason,\n"
+        f"    WHEN {failure} IS NOT NULL THEN 'failed' ELSE {status} END AS status,\n"
+        f"  coalesce({reason}, {failure}.stage || ':' || {failure}.type) AS reason,\n"
         "  d.failed_rules, d.topic, d.copies,\n"
         f"  {failure}.stage AS failed_stage, {failure}.type AS failed_type,\n"
         f"  {failure}.message AS failed_message{listed}\n"

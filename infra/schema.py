@@ -52,6 +52,16 @@ DECISIONS = pa.schema(
     ],
 )
 
+DUPLICATES = pa.schema(
+    [
+        column("sample_id", pa.string(), "", "the sample"),
+        column(
+            "group", pa.string(), "", "sample_id of the group's representative; own id if alone"
+        ),
+        column("representative", pa.bool_(), "", "whether this is the one of its group to keep"),
+    ],
+)
+
 CAPTIONS = pa.schema(
     [
         column("sample_id", pa.string(), "", "the sample"),

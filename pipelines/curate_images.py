@@ -17,12 +17,13 @@ from infra.schema import CAPTIONS, DOCUMENTS, ERROR, SAMPLES, column
 from infra.storage import Storage
 from operators.caption_endpoint import check_endpoint
 from operators.text_to_image import TextToImage
-from pipelines.decide import SAMPLE_COLUMNS, Decision, ScoredPart, decide
+from pipelines.decide import Decision, decide
 from pipelines.execution import run_phase
 from pipelines.inputs import KeptInput, SampleInput, dataset_parts
 from pipelines.phase import TRANSIENT, Operator, Phase, Stage
 from pipelines.recipe import Pool, Recipe
 from pipelines.rules import check_expression
+from pipelines.scored import SAMPLE_COLUMNS, ScoredPart
 from pipelines.source import Source
 from pipelines.sources import index_phase, list_source
 

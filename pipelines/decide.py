@@ -5,12 +5,11 @@ rule as `<rule>:missing`. Then topics are balanced. Quantiles and caps become co
 scan each), so that every part is decided by itself: the driver holds one part at a time.
 """
 
-import itertools
 import math
 import time
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import pyarrow as pa
@@ -20,11 +19,9 @@ from infra.config import ConfigError
 from infra.runs import Part, TableRecord
 from infra.schema import DECISIONS, uniform_sql
 from infra.storage import Storage
-from pipelines.inputs import DatasetPart
 from pipelines.progress import Progress, say
 from pipelines.rules import Rule, check_expression, check_rule, failure_sql, value_sql
-
-SAMPLE_COLUMNS = ("sample_id", "source", "key", "caption", "metadata")
+from pipelines.scored import ScoredPart, scores_sql
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,28 +77,24 @@ class Decide:
 
 
 @dataclass(frozen=True)
-class ScoredPart:
-    """A part of a dataset with its score groups, aligned part by part."""
-
-    place: DatasetPart
-    groups: tuple[TableRecord, ...]
-
-
-@dataclass(frozen=True)
 class Decision:
-    """The decisions of a dataset: what they are made from, and by which rules."""
+    """The decisions of a dataset: what they are made from, and by which rules.
+
+    ``stage`` is the table: every sample is judged by its scores, captioned ones once more by them.
+    """
 
     dataset: str
     parts: tuple[ScoredPart, ...]
     config: Decide
+    stage: Literal["decisions", "caption_decisions"] = "decisions"
 
     @property
     def table(self) -> str:
-        return f"decisions/{self.dataset}"
+        return f"{self.stage}/{self.dataset}"
 
     @property
     def inputs(self) -> tuple[TableRecord, ...]:
-        found = {r.table: r for part in self.parts for r in (part.place.samples, *part.groups)}
+        found = {record.table: record for part in self.parts for record in part.tables}
         return tuple(found.values())
 
     @property
@@ -143,35 +136,6 @@ def decide(storage: Storage, decision: Decision) -> TableRecord:
     runs.finish(storage, record, {"decide": config}, decision.inputs, started)
     progress.close()
     return record
-
-
-def scores_sql(storage: Storage, parts: tuple[ScoredPart, ...]) -> str:
-    """All samples of these parts with the columns of all groups, and ``error`` if one failed."""
-    selects = []
-    for _, of_source in itertools.groupby(parts, key=lambda part: part.place.source.name):
-        tables = _tables(storage, list(of_source))
-        names = [f"g{i}" for i in range(len(tables) - 1)]
-        joins = " ".join(
-            f"LEFT JOIN {table} AS {name} USING (sample_id)"
-            for name, table in zip(names, tables[1:], strict=True)
-        )
-        scores = "".join(f", {name}.* EXCLUDE (sample_id, error)" for name in names)
-        error = ", ".join(f"{name}.error" for name in ("s", *names))
-        kept = ", ".join(f"s.{name}" for name in SAMPLE_COLUMNS)
-        selects.append(
-            f"SELECT {kept}{scores}, coalesce({error}) AS error FROM {tables[0]} AS s {joins}"
-        )
-    return "\nUNION ALL BY NAME\n".join(selects)
-
-
-def _tables(storage: Storage, parts: list[ScoredPart]) -> list[str]:
-    """``read_parquet`` of the samples and of each score group of parts of one source."""
-    records = (parts[0].place.samples, *parts[0].groups)
-    scans = []
-    for record in records:
-        files = [storage.path(record.path(part.place.part)) for part in parts]
-        scans.append(f"read_parquet([{', '.join(map(catalog.literal, files))}])")
-    return scans
 
 
 def prepare_cuts(

@@ -15,9 +15,10 @@ from infra import runs
 from infra.config import ConfigError, build
 from infra.runs import TableRecord
 from infra.storage import Storage
-from pipelines.decide import Decide, Decision, ScoredPart, prepare_cuts, scores_sql
+from pipelines.decide import Decide, Decision, prepare_cuts
 from pipelines.inputs import dataset_parts
 from pipelines.rules import Rule
+from pipelines.scored import ScoredPart, scores_sql
 from pipelines.source import Source
 
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from infra.runs import Part, TableRecord, load_record
 from infra.schema import DECISIONS, ERROR, SAMPLES, sample_id, uniform
 from infra.storage import Storage
-from pipelines.decide import Balance, Decide, Decision, ScoredPart, decide
+from pipelines.decide import Balance, Decide, Decision, decide
 from pipelines.inputs import dataset_parts
 from pipelines.rules import Rule
+from pipelines.scored import ScoredPart
 from pipelines.source import Source
 
 CHEAP = pa.schema(
