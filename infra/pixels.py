@@ -14,6 +14,7 @@ process-wide limit and the warning filters while it runs: call it from one threa
 """
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -247,7 +248,10 @@ def _resize(rgb: Pixels, height: int, width: int) -> Pixels:
 
 
 def _orientation(picture: Image.Image) -> int:
-    value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    try:
+        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, struct.error):
+        return 1  # a broken EXIF block beside whole pixels: Pillow raises for all but JPEG
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
