@@ -17,18 +17,17 @@ from infra.schema import CAPTIONS, DOCUMENTS, ERROR, SAMPLES, column
 from infra.storage import Storage
 from operators.caption_endpoint import check_endpoint
 from operators.text_to_image import TextToImage
-from pipelines.decide import Decision, decide
-from pipelines.execution import run_phase
+from pipelines.decide import Decision
 from pipelines.inputs import KeptInput, SampleInput, dataset_parts
 from pipelines.phase import TRANSIENT, Operator, Phase, Stage
 from pipelines.recipe import Pool, Recipe
+from pipelines.refresh import Made, refresh
 from pipelines.rules import check_expression
 from pipelines.scored import SAMPLE_COLUMNS, ScoredPart
 from pipelines.source import Source
 from pipelines.sources import index_phase, list_source
 
-Run = Callable[[Storage, Phase], TableRecord]
-Judge = Callable[[Storage, Decision], TableRecord]
+Run = Callable[[Storage, Made], TableRecord]
 SAMPLE_ID = column("sample_id", pa.string(), "", "the sample")
 
 
@@ -64,11 +63,10 @@ def _check_weights(recipe: Recipe) -> None:
             raise ConfigError(f"{type(operator).__name__}: {error}") from None
 
 
-def curate(recipe: Recipe, run: Run = run_phase, judge: Judge = decide) -> TableRecord:
+def curate(recipe: Recipe, run: Run = refresh) -> TableRecord:
     """Bring all tables up to the documents up to date; returns their record.
 
-    Needs a Ray session. ``run`` and ``judge`` are how a phase is done: `nextscale status` passes
-    functions that only look.
+    Needs a Ray session. ``run`` is how a phase is done: `nextscale status` passes one that looks.
     """
     storage = recipe.storage
     samples = tuple(run(storage, index_phase(storage, source)) for source in recipe.sources)
@@ -78,13 +76,13 @@ def curate(recipe: Recipe, run: Run = run_phase, judge: Judge = decide) -> Table
     }
     parts = dataset_parts(recipe.sources, samples)
     scored = tuple(ScoredPart(place, groups[place.source.name]) for place in parts)
-    decisions = judge(storage, Decision(recipe.dataset, scored, recipe.decide))
+    decisions = run(storage, Decision(recipe.dataset, scored, recipe.decide))
     captions = run(storage, caption_phase(recipe, samples, decisions))
     return run(storage, document_phase(recipe, samples, decisions, captions))
 
 
 def score(
-    recipe: Recipe, source: Source, samples: TableRecord, run: Run = run_phase
+    recipe: Recipe, source: Source, samples: TableRecord, run: Run = refresh
 ) -> Iterator[TableRecord]:
     """The score groups of one source: cheap for every sample, models behind the gate."""
     operators = cheap_operators(recipe)

@@ -14,9 +14,9 @@ from infra.config import ConfigError
 from infra.runs import TableRecord, load_record
 from packing.cost import ModelShape, coefficients, qwen2_5_7b
 from pipelines.curate_images import check, curate
-from pipelines.execution import run_phase
-from pipelines.pack_tokens import PackPhase, write_packs
+from pipelines.pack_tokens import PackPhase
 from pipelines.recipe import Recipe, recipe_path
+from pipelines.refresh import refresh
 from pipelines.status import Look, NotDoneError, State
 from pipelines.tokenize_documents import tokenize_phase
 from pipelines.train_packs import train_config, train_packs, train_state
@@ -53,9 +53,9 @@ def run(
         documents = curate(recipe)
         tokens = packs = None
         if last != "curate" and recipe.tokenize is not None:
-            tokens = run_phase(recipe.storage, tokenize_phase(recipe, documents))
+            tokens = refresh(recipe.storage, tokenize_phase(recipe, documents))
         if last in ("pack", "train") and tokens is not None and recipe.pack is not None:
-            packs = write_packs(recipe.storage, pack_phase(recipe, tokens))
+            packs = refresh(recipe.storage, pack_phase(recipe, tokens))
     catalog.write_catalog(recipe.storage)
     if last == "train" and packs is not None:
         train_packs(recipe, packs)
@@ -103,7 +103,7 @@ def status(name: str, overrides: Sequence[str] = ()) -> list[State]:
     states: list[State] = []
     look = Look(states)
     try:
-        documents = curate(recipe, run=look, judge=look)
+        documents = curate(recipe, run=look)
         if recipe.tokenize is not None:
             tokens = look(recipe.storage, tokenize_phase(recipe, documents))
             if recipe.pack is not None:

@@ -21,6 +21,7 @@ from pipelines.curate_images import curate, score
 from pipelines.decide import Balance, Decide
 from pipelines.phase import TRANSIENT, Phase
 from pipelines.recipe import Recipe
+from pipelines.refresh import Made, refresh
 from pipelines.rules import Rule
 from pipelines.source import Source
 
@@ -32,8 +33,10 @@ RULES = (
 )
 
 
-def run_here(storage: Storage, phase: Phase) -> TableRecord:
-    """Stands in for `execution.run_phase`: the same rows, in this process."""
+def run_here(storage: Storage, phase: Made) -> TableRecord:
+    """Stands in for `refresh`: operators make the same rows, in this process."""
+    if not isinstance(phase, Phase):
+        return refresh(storage, phase)
     parts = []
     version = runs.version_of(phase.fingerprint)
     for number in range(phase.num_parts):
