@@ -1,65 +1,99 @@
 """Two-dimensional best-fit-decreasing: the bin packing under `packing.plan`.
 
 Every item has two sizes (compute and tokens) and every bin the same capacity in both. Items are
-taken from large to small; each goes to the bin that it leaves with the least room. All sizes are
-integers, so that the result does not depend on the machine. About n log n steps.
+taken from large to small; each goes to a bin that it leaves with little room. All sizes are
+integers, so that the result does not depend on the machine. Compiled by Numba: the first call of
+an installation takes some seconds.
 """
 
-from bisect import bisect_left, insort
-
+import numba
 import numpy as np
-from numpy.typing import NDArray
 
-Int64 = NDArray[np.int64]
+from packing.strategies import Int64
 
 CARRY_BELOW = 0.99  # a bin filled less in both sizes is taken apart and tried in the next window
 MAX_CARRIES = 2  # how often an item may be tried again, so that a window stays bounded
-SCAN = 16  # bins looked at one by one before taking one that is certain to fit
-_BIN_BITS = 24
-_BIN_MASK = (1 << _BIN_BITS) - 1
-MAX_WINDOW = 1 << (_BIN_BITS - 2)  # with carried items a window grows to three times its size
+SCAN = 32  # bins looked at one by one before taking one that is certain to fit
+LEVELS = 4096  # bins with room are kept by that room, to this resolution
+_GROUP = 64  # levels are searched in groups of so many
 
 
+@numba.njit(cache=True)
 def best_fit_decreasing(first: Int64, second: Int64, capacity: int) -> Int64:
     """The bin of each item, numbered from 0; both sizes at most ``capacity``.
 
-    Bins are kept sorted by the room in their fuller size. That room holds any item whose larger
-    size it covers, so a fit is found by bisection; a tighter one, where the item is small in the
-    size that is short, is looked for in the few bins before it.
+    Bins are kept in lists by the room in their fuller size. That room holds any item whose larger
+    size it covers, so the first list above that size gives a fit for certain; a tighter one, where
+    the item is small in the size that is short, is looked for in the few bins below it. Each item
+    costs a bounded number of steps.
     """
-    sizes = np.maximum(first, second)
-    order = np.argsort(-sizes, kind="stable")  # ties keep the caller's order
-    smallest = int(np.minimum(first, second).min(initial=0))
-    bins = np.empty(len(first), np.int64)
-    rooms: list[tuple[int, int]] = []
-    open_bins: list[int] = []  # (room of the fuller size << _BIN_BITS) | bin, ascending
-    for item, a, b in zip(
-        order.tolist(), first[order].tolist(), second[order].tolist(), strict=True
-    ):
-        low, high = (a, b) if a < b else (b, a)
-        at = bisect_left(open_bins, low << _BIN_BITS)
-        certain = at if low == high else bisect_left(open_bins, high << _BIN_BITS, at)
-        for place in range(at, min(certain, at + SCAN)):
-            bin_ = open_bins[place] & _BIN_MASK
-            room_a, room_b = rooms[bin_]
-            if room_a >= a and room_b >= b:
-                del open_bins[place]
-                break
+    n = len(first)
+    bins = np.empty(n, np.int64)
+    order = np.argsort(-np.maximum(first, second), kind="mergesort")  # ties keep their order
+    smallest = np.minimum(first, second).min() if n else 0
+    room_a = np.empty(n, np.int64)
+    room_b = np.empty(n, np.int64)
+    after = np.empty(n, np.int64)  # the next bin of the same list; -1 ends it
+    head = np.full(LEVELS, -1, np.int64)
+    lists = np.zeros(LEVELS // _GROUP, np.int64)  # lists of a group that are not empty
+    num_bins = 0
+    for item in order:
+        a, b = first[item], second[item]
+        certain = _level(max(a, b), capacity) + 1
+        level = _next_list(head, lists, _level(min(a, b), capacity))
+        found, before, scanned = -1, -1, 0
+        while level >= 0 and level < certain and found < 0 and scanned < SCAN:
+            before, bin_ = -1, head[level]
+            while bin_ >= 0 and scanned < SCAN:
+                scanned += 1
+                if room_a[bin_] >= a and room_b[bin_] >= b:
+                    found = bin_
+                    break
+                before, bin_ = bin_, after[bin_]
+            if found < 0:
+                level = _next_list(head, lists, level + 1)
+        if found < 0:
+            level, before = _next_list(head, lists, certain), -1
+            if level >= 0:
+                found = head[level]
+        if found < 0:
+            found = num_bins
+            num_bins += 1
+            room_a[found] = room_b[found] = capacity
+        elif before < 0:
+            head[level] = after[found]
+            lists[level // _GROUP] -= head[level] < 0
         else:
-            if certain < len(open_bins):
-                bin_ = open_bins.pop(certain) & _BIN_MASK
-                room_a, room_b = rooms[bin_]
-            else:
-                bin_ = len(rooms)
-                room_a = room_b = capacity
-                rooms.append((capacity, capacity))
-        bins[item] = bin_
-        room_a, room_b = room_a - a, room_b - b
-        rooms[bin_] = (room_a, room_b)
-        room = min(room_a, room_b)
+            after[before] = after[found]
+        bins[item] = found
+        room_a[found] -= a
+        room_b[found] -= b
+        room = min(room_a[found], room_b[found])
         if room >= smallest:
-            insort(open_bins, room << _BIN_BITS | bin_)
+            level = _level(room, capacity)
+            lists[level // _GROUP] += head[level] < 0
+            after[found] = head[level]
+            head[level] = found
     return bins
+
+
+@numba.njit(cache=True, inline="always")
+def _level(room: int, capacity: int) -> int:
+    # In floating point: room x LEVELS may pass 2^63. It only has to grow with the room.
+    return min(int(room / capacity * LEVELS), LEVELS - 1)
+
+
+@numba.njit(cache=True)
+def _next_list(head: Int64, lists: Int64, level: int) -> int:
+    """The first list at or above ``level`` that holds a bin; -1 if there is none."""
+    while level < LEVELS:
+        if lists[level // _GROUP] == 0:
+            level = (level // _GROUP + 1) * _GROUP
+        elif head[level] >= 0:
+            return level
+        else:
+            level += 1
+    return -1
 
 
 def pack_in_windows(first: Int64, second: Int64, capacity: int, window: int) -> Int64:

@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from packing.best_fit import MAX_WINDOW, Int64, pack_in_windows
+Int64 = NDArray[np.int64]
 
+MAX_WINDOW = 1 << 22  # the documents of a window are in memory, some 100 bytes each
 Strategy = Literal["fixed_compute", "fixed_length", "batch_padding"]
 
 
@@ -69,6 +70,8 @@ def assign(tokens: Int64, costs: NDArray[np.float64], packing: Packing, budget: 
         return np.zeros(0, np.int64)
     if packing.strategy == "batch_padding":
         return _pad(tokens, packing)
+    from packing.best_fit import pack_in_windows  # readers of packs need no compiler
+
     # Integers of about 2^40: tokens exact, costs rounded down to one part in 10^12 of the budget.
     shift = max(0, 40 - packing.token_cap.bit_length())
     capacity = packing.token_cap << shift

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import random
 
 import numpy as np
 import pytest
@@ -162,3 +163,42 @@ def test_mistakes_name_the_document_or_the_value() -> None:
         Packing(window=0)
     with pytest.raises(ValueError, match="tokens_per_pack is 0"):
         Packing(tokens_per_pack=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.text(max_size=40).filter(lambda t: "\0" not in t), min_size=1, unique=True),
+    st.integers(-3, 3),
+    st.randoms(use_true_random=False),
+)
+def test_ids_may_be_any_texts(names: list[str], seed: int, draw: random.Random) -> None:
+    names = [name for name in names if name.isascii() or name.isprintable()]
+    packing = Packing(tokens_per_pack=5, seed=seed)
+    shuffled = draw.sample(names, len(names))
+
+    def order(given: list[str]) -> list[str]:
+        return (
+            plan(given, [1] * len(given), [1.0] * len(given), packing)
+            .to_table(given)["doc_id"]
+            .to_pylist()
+        )
+
+    assert order(shuffled) == order(names)
+    if names:
+        with pytest.raises(ValueError, match="more than once"):
+            plan([*names, names[0]], [1] * (len(names) + 1), [1.0] * (len(names) + 1), packing)
+
+
+def test_the_permutation_is_fair() -> None:
+    n = 20_000
+    place = {name: i for i, name in enumerate(plan_order(ids(n), seed=5))}
+    first = np.array([place[name] for name in ids(n)[: n // 2]])
+    # Half of the ids fall anywhere: the mean place is that of a uniform draw, to 4 sigma.
+    assert abs(first.mean() - n / 2) < 4 * n / math.sqrt(12 * n // 2)
+    assert np.bincount(first * 16 // n, minlength=16).min() > n / 32 * 0.85
+
+
+def plan_order(names: list[str], seed: int) -> list[str]:
+    one = Packing("batch_padding", batch_size=1, seed=seed)
+    made = plan(names, [1] * len(names), [1.0] * len(names), one)
+    return [names[i] for i in made.document.tolist()]

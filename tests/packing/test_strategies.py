@@ -16,14 +16,14 @@ def test_fixed_compute_obeys_both_limits() -> None:
     assert packing.token_cap == 120
     # By cost 0 and 1 go together and 2 fits neither; by tokens 3 joins 2 only.
     assert packs([60, 60, 40, 80], [50.0, 50.0, 60.0, 40.0], packing, 100.0) == [0, 0, 1, 1]
-    assert packs([80, 80, 40, 40], [10.0, 10.0, 10.0, 10.0], packing, 100.0) == [0, 1, 0, 1]
+    assert packs([80, 80, 40, 40], [10.0, 10.0, 10.0, 10.0], packing, 100.0) == [0, 1, 1, 0]
 
 
 def test_fixed_length_ignores_cost_and_slack() -> None:
     packing = Packing("fixed_length", tokens_per_pack=100, token_slack=1.2)
     assert packing.token_cap == 100
     assert math.isinf(default_budget(np.array([50]), np.array([1.0]), packing))
-    assert packs([70, 70, 30, 30], [1.0, 1.0, 1e9, 1e9], packing, math.inf) == [0, 1, 0, 1]
+    assert packs([70, 70, 30, 30], [1.0, 1.0, 1e9, 1e9], packing, math.inf) == [0, 1, 1, 0]
     numbers = (np.array([2, 2]), np.array([100, 90]), np.array([70, 60]))
     assert padded_tokens(packing, *numbers).tolist() == [100, 100]
 
