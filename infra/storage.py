@@ -78,7 +78,7 @@ class Storage:
             if writable:
                 self.write(".writable", b"")
                 self.remove(".writable")
-        except _client_errors(self.root) as error:
+        except client_errors(self.root) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"`{self.root}` cannot be used ({type(error).__name__}: {reason}): check path, "
@@ -196,11 +196,13 @@ class Storage:
         return buffer.tell()
 
 
-def _client_errors(root: str) -> tuple[type[Exception], ...]:
+def client_errors(root: str) -> tuple[type[Exception], ...]:
+    """What the client of this store raises when the store fails it."""
     if not root.startswith("s3://"):
         return (OSError,)
     try:
+        from aiohttp import ClientError
         from botocore.exceptions import BotoCoreError
     except ImportError:
         return (OSError,)
-    return (OSError, BotoCoreError)
+    return (OSError, BotoCoreError, ClientError, TimeoutError)

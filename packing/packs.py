@@ -6,6 +6,7 @@ per pack, and the shards.
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import pyarrow as pa
 
 from infra.config import as_dict, build
 from infra.layout import Segment, Vocabulary
-from infra.storage import Storage
+from infra.storage import Storage, client_errors
 from packing.members import Document, decode
 from packing.plan import Strategy
 from packing.shards import MAX_PACK_BYTES, PACK_INDEX, SHARD_NAME, split_members
 
 FACTS, INDEX = "packs.json", "index.parquet"
+ATTEMPTS = 4  # at a pack: stores fail for seconds, and now and then send half an answer
+WAIT_S = 0.5  # before the second attempt, twice as long before each further one
 COMPLETION = "_table.json"  # of the workspace: names the version of a table that is in use
 
 
@@ -105,7 +108,11 @@ def open_packs(path: str | Path) -> Packs:
 
 
 def read_pack(packs: Packs, i: int) -> Pack:
-    """Read pack ``i`` and check it. Raises IndexError if there is none, PackError if damaged."""
+    """Read pack ``i`` by its byte range and check it.
+
+    A store that fails, or answers with too few or other bytes, is asked again. Raises IndexError
+    if there is no such pack, PackError if it stays unreadable or is missing.
+    """
     if not 0 <= i < packs.num_packs:
         raise IndexError(f"pack {i} does not exist: {packs.num_packs} packs")
     shard, offset, length, sha256 = (
@@ -114,14 +121,28 @@ def read_pack(packs: Packs, i: int) -> Pack:
     place = f"shard {shard}, pack {i}"
     if not SHARD_NAME.fullmatch(shard) or offset < 0 or not 0 < length <= MAX_PACK_BYTES:
         raise PackError(f"{place}: the index says {length} bytes at {offset} of {shard!r}")
-    try:
-        data = packs.storage.read(shard, offset, length)
-    except FileNotFoundError:
-        raise PackError(f"{place}: the shard is missing from {packs.storage.root}") from None
-    if len(data) != length:
-        raise PackError(f"{place}: only {len(data)} of {length} bytes: the shard is truncated")
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise PackError(f"{place}: the checksum differs: the shard or its index is damaged")
+    faults = client_errors(packs.storage.root)
+    problem = ""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(WAIT_S * 2 ** (attempt - 1))
+        try:
+            data = packs.storage.read(shard, offset, length)
+        except FileNotFoundError:
+            raise PackError(f"{place}: the shard is missing from {packs.storage.root}") from None
+        except faults as error:
+            problem = f"the store fails ({type(error).__name__}: {' '.join(str(error).split())})"
+            continue
+        if len(data) != length:
+            problem = f"only {len(data)} of {length} bytes: the shard is truncated"
+        elif hashlib.sha256(data).hexdigest() != sha256:
+            problem = "the checksum differs: the shard or its index is damaged"
+        else:
+            break
+        if packs.storage.is_local:
+            raise PackError(f"{place}: {problem}")
+    else:
+        raise PackError(f"{place}: {problem}")
     try:
         return Pack(i, decode(split_members(data, i)))
     except ValueError as error:

@@ -10,7 +10,9 @@ loader workers were or will be. Of the packs of a step, [start, start + N M), mi
 takes ``start + m N + r``: the N ranks run neighbours of the global order at the same time.
 """
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
 
@@ -29,6 +31,7 @@ class PackStream(IterableDataset[Pack]):
     A damaged pack raises PackError, or with ``on_error="skip"`` comes as an empty Pack with its
     ``error`` set, so that all ranks keep the same number of micro-steps. Give it to a DataLoader
     with ``batch_size=None``; its ``collate_fn`` then runs on each pack in the loader's workers.
+    ``prefetch`` packs are read ahead, each by a thread of its own; 0 reads when asked.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class PackStream(IterableDataset[Pack]):
         micro_steps: int = 1,
         packs_consumed: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
+        prefetch: int = 2,
     ) -> None:
         """Raises ValueError for a rank, a count or a state that cannot be."""
         super().__init__()
@@ -49,10 +53,12 @@ class PackStream(IterableDataset[Pack]):
             raise ValueError(f"packs_consumed is {packs_consumed}: use 0 to {packs.num_packs}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}: use 'raise' or 'skip'")
+        if prefetch < 0:
+            raise ValueError(f"prefetch is {prefetch}: use 0 or more")
         self.packs = packs
         self.rank, self.num_ranks, self.micro_steps = rank, num_ranks, micro_steps
         self.packs_consumed = packs_consumed
-        self.on_error = on_error
+        self.on_error, self.prefetch = on_error, prefetch
 
     @property
     def packs_per_step(self) -> int:
@@ -81,11 +87,30 @@ class PackStream(IterableDataset[Pack]):
             first, stride = worker.id, worker.num_workers
             # A forked worker must not use the parent's storage client: it gets its own.
             packs = replace(packs, storage=Storage(packs.storage.root))
-        for k in range(first, len(self), stride):
-            i = self.packs_consumed + k * self.num_ranks + self.rank
+        places = (
+            self.packs_consumed + k * self.num_ranks + self.rank
+            for k in range(first, len(self), stride)
+        )
+        if not self.prefetch:
+            yield from (self._read(packs, i) for i in places)
+            return
+        ahead: deque[Future[Pack]] = deque()
+        with ThreadPoolExecutor(self.prefetch) as pool:
             try:
-                yield read_pack(packs, i)
-            except PackError as error:
-                if self.on_error == "raise":
-                    raise
-                yield Pack(i, (), error=str(error))
+                for i in places:
+                    ahead.append(pool.submit(self._read, packs, i))
+                    if len(ahead) > self.prefetch:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:  # also where the loop over this stream stops early
+                for future in ahead:
+                    future.cancel()
+
+    def _read(self, packs: Packs, i: int) -> Pack:
+        try:
+            return read_pack(packs, i)
+        except PackError as error:
+            if self.on_error == "raise":
+                raise
+            return Pack(i, (), error=str(error))

@@ -81,6 +81,13 @@ def test_one_rank_reads_all_in_order(packs: Packs) -> None:
     assert load(PackStream(packs)) == list(range(NUM_PACKS))
 
 
+@pytest.mark.parametrize("prefetch", [0, 1, 5, 100])
+def test_reading_ahead_does_not_change_the_stream(packs: Packs, prefetch: int) -> None:
+    stream = PackStream(packs, rank=1, num_ranks=2, packs_consumed=2, prefetch=prefetch)
+    assert load(stream) == list(range(3, NUM_PACKS, 2))
+    assert content(next(iter(stream))) == 3  # and a loop may stop early
+
+
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
 def test_loader_workers_do_not_change_the_stream(packs: Packs, num_workers: int) -> None:
     stream = PackStream(packs, rank=1, num_ranks=2, packs_consumed=2)
@@ -143,6 +150,8 @@ def test_impossible_streams_are_refused(packs: Packs) -> None:
         PackStream(packs, micro_steps=0)
     with pytest.raises(ValueError, match="packs_consumed is 24: use 0 to 23"):
         PackStream(packs, packs_consumed=24)
+    with pytest.raises(ValueError, match="prefetch is -1"):
+        PackStream(packs, prefetch=-1)
     with pytest.raises(ValueError, match="on_error is 'ignore'"):
         PackStream(packs, on_error="ignore")  # type: ignore[arg-type]
     assert load(PackStream(packs, packs_consumed=NUM_PACKS)) == []

@@ -1,0 +1,157 @@
+"""Packs behind an S3 store that fails, stalls, cuts and falsifies: retried, or named."""
+
+import http.client
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.layout import Text
+from infra.storage import Storage
+from packing import packs as module
+from packing.cost import Coefficients
+from packing.members import Document
+from packing.packs import Facts, PackError, open_packs
+from packing.reader import PackStream
+from packing.shards import PACK_INDEX, shard_name, write_shard
+
+NUM_PACKS = 8
+
+
+@dataclass
+class Faults:
+    """What the server in between does to the next requests for a shard, one entry each."""
+
+    queue: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    met: list[str] = field(default_factory=list)
+
+    def next(self, path: str) -> str:
+        with self.lock:
+            if ".tar" not in path or not self.queue:
+                return ""
+            self.met.append(self.queue.pop(0))
+            return self.met[-1]
+
+
+def serve(upstream: str, faults: Faults) -> ThreadingHTTPServer:
+    """A server that passes every request on to ``upstream``, but for the faults."""
+    host = upstream.removeprefix("http://")
+
+    class Between(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def pass_on(self) -> None:
+            fault = faults.next(self.path)
+            length = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(length)
+            if fault == "500":
+                self.send_response(500)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if fault == "reset":
+                self.close_connection = True
+                self.connection.shutdown(2)
+                return
+            connection = http.client.HTTPConnection(host, timeout=30)
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            data = bytearray(answer.read())
+            if fault == "flip":
+                data[len(data) // 2] ^= 1
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in (
+                    "content-length",
+                    "connection",
+                    "transfer-encoding",
+                    "date",
+                ):
+                    self.send_header(name, value)
+            told = answer.getheader("Content-Length") if self.command == "HEAD" else len(data)
+            self.send_header("Content-Length", str(told))
+            self.end_headers()
+            if fault == "cut":
+                data = data[: len(data) // 2]
+                self.close_connection = True
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    for verb in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+        setattr(Between, f"do_{verb}", Between.pass_on)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Between)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.fixture
+def faults(
+    s3: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, Faults]]:
+    """A folder of packs on S3, reached through a server that may fail."""
+    import s3fs
+
+    storage, indexes = Storage(f"{s3}/packs"), []
+    for number in range(2):
+        file = io.BytesIO()
+        packs = [
+            (i, [Document(f"d{i}", 0, "text", "demo", (Text(np.full(300, i, np.int32)),))])
+            for i in range(4 * number, 4 * number + 4)
+        ]
+        indexes.append(write_shard(file, shard_name(number), packs, Coefficients(1.0, 0.0, 0.0)))
+        storage.write(shard_name(number), file.getvalue())
+    storage.write_part("index.parquet", pa.concat_tables(indexes), PACK_INDEX, "pack")
+    facts = Facts("tokenizer", "text", 64, 400, 256, "fixed_length", 2_000, 0)
+    storage.write("packs.json", facts.to_json())
+    injected = Faults()
+    server = serve(s3_server, injected)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(module, "WAIT_S", 0.01)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield storage.root, injected
+    server.shutdown()
+    server.server_close()
+
+
+def read(root: str, **options: object) -> list[int]:
+    stream = PackStream(open_packs(root), **options)  # type: ignore[arg-type]
+    return [pack.index if pack.error is None else -1 for pack in stream]
+
+
+@pytest.mark.parametrize("fault", ["500", "reset", "cut", "flip"])
+def test_a_fault_that_passes_is_not_noticed(faults: tuple[str, Faults], fault: str) -> None:
+    root, injected = faults
+    injected.queue = [fault, "", fault]
+    assert read(root) == list(range(NUM_PACKS))
+    assert injected.met.count(fault) == 2
+
+
+def test_a_store_that_goes_on_falsifying_is_named(faults: tuple[str, Faults]) -> None:
+    root, injected = faults
+    injected.queue = ["flip"] * 100
+    with pytest.raises(PackError, match=r"shard-000000\.tar, pack 0: the checksum differs"):
+        read(root, prefetch=0)
+    assert len(injected.met) == module.ATTEMPTS
+
+
+def test_what_is_skipped_is_told(faults: tuple[str, Faults]) -> None:
+    root, injected = faults
+    injected.queue = ["flip"] * module.ATTEMPTS
+    assert read(root, prefetch=0, on_error="skip") == [-1, *range(1, NUM_PACKS)]
+
+
+def test_a_missing_shard_is_not_asked_for_again(faults: tuple[str, Faults]) -> None:
+    root, injected = faults
+    Storage(root).remove(shard_name(1))
+    injected.queue = [""] * 100
+    with pytest.raises(PackError, match=r"shard-000001\.tar, pack 4: the shard is missing"):
+        read(root, prefetch=0)
+    assert len(injected.met) <= 4 + 2  # four packs of the other shard, then one more
