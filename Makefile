@@ -35,10 +35,15 @@ test-fast: setup  ## the tests that take seconds
 demo: setup  ## curate, tokenize, pack and train on real photographs
 	$(BIN)/python -m pipelines.demo
 
-bench: setup  ## the measurements of BENCHMARKS.md
+bench: setup  ## the measurements of BENCHMARKS.md that need no folder of yours
 	$(BIN)/python -c "from pipelines.demo_source import write_demo_source; write_demo_source('workspace/demo-photos')"
 	$(BIN)/python tests/benchmarks/scoring.py workspace/demo-photos 5
+	$(BIN)/python tests/benchmarks/models.py workspace/demo-photos 3
 	$(BIN)/python tests/benchmarks/ray_overhead.py
+	$(BIN)/python tests/benchmarks/decisions.py 100
+	$(BIN)/python tests/benchmarks/duplicates.py phase
+	$(BIN)/python tests/benchmarks/what_if.py 10
+	$(BIN)/python tests/benchmarks/packing_strategies.py
 
 clean:  ## remove the demo's workspace and all caches, keep .venv
 	rm -rf workspace/demo workspace/demo-photos .mypy_cache .ruff_cache .pytest_cache .hypothesis build

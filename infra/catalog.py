@@ -6,6 +6,8 @@
 Views list the files of completion records and never glob, so half-written tables stay invisible.
 """
 
+import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -41,7 +43,11 @@ def connect(
     storage: Storage, memory_limit: str = "2GB", threads: int = 2, views: bool = True
 ) -> duckdb.DuckDBPyConnection:
     """A connection that reads nothing but the workspace, with its views; settings are locked."""
-    con = duckdb.connect(config={"memory_limit": memory_limit, "threads": threads})
+    # What does not fit goes to a folder of the machine, not into the one the user stands in.
+    spill = f"{tempfile.gettempdir()}/nextscale-{os.getpid()}"
+    con = duckdb.connect(
+        config={"memory_limit": memory_limit, "threads": threads, "temp_directory": spill}
+    )
     if storage.is_local:
         con.execute("SET allowed_directories = ?", [[storage.path() + "/"]])
     else:
@@ -107,6 +113,7 @@ def make_views(storage: Storage, absolute: bool) -> list[View]:
         groups.setdefault(record.table.split("/")[2], []).append(record)
     for group, tables in sorted(groups.items()):
         views.append(View(f"scores_{group}", union("scores", tables, "source")))
+    groups.pop("embeddings", None)  # vectors are no scores to look at, nor to fail a sample for
     if groups and "samples" in by_kind:
         views.append(View("scores", _joined_scores(sorted(groups))))
     if "decisions" in by_kind:
@@ -139,25 +146,38 @@ def _joined_scores(groups: list[str]) -> str:
 
 def _ledger(by_kind: dict[str, list[TableRecord]], groups: dict[str, list[TableRecord]]) -> str:
     """One row per dataset and sample: where it ended, and if it failed, where and why."""
-    errors = ["s.error", *(f"{quote('e_' + g)}.error" for g in sorted(groups))]
+    used = {g: _asks_sql(by_kind["decisions"], g) for g in sorted(groups)}
+    asked = {g: asks for g, asks in used.items() if asks}
+    errors = ["s.error"]
+    errors += [f"CASE WHEN {asks} THEN {quote('e_' + g)}.error END" for g, asks in asked.items()]
     joins = [
-        f"LEFT JOIN {quote('scores_' + g)} AS {quote('e_' + g)} USING (sample_id)"
-        for g in sorted(groups)
+        f"LEFT JOIN {quote('scores_' + g)} AS {quote('e_' + g)} USING (sample_id)" for g in asked
     ]
     columns = []
     if "captions" in by_kind:
         joins.append(
             "LEFT JOIN captions AS c ON c.dataset = d.dataset AND c.sample_id = d.sample_id"
         )
-        errors.append("c.error")
+        # A document may be made of other text than the caption that is missing.
+        errors.append(
+            "CASE WHEN c.error.type = 'no_caption' AND documents_of.doc_id IS NOT NULL "
+            "AND documents_of.error IS NULL THEN NULL ELSE c.error END"
+            if "documents" in by_kind
+            else "c.error"
+        )
         columns.append("c.text AS caption")
-    status, reason = "d.status", "d.reason"
+    status, reason, copies, rules = "d.status", "d.reason", "d.copies", "d.failed_rules"
     if "caption_decisions" in by_kind:
         joins.append(
             "LEFT JOIN caption_decisions AS cd "
             "ON cd.dataset = d.dataset AND cd.sample_id = d.sample_id"
         )
-        status, reason = "coalesce(cd.status, d.status)", "coalesce(d.reason, cd.reason)"
+        # The second judgement is of what the first keeps now, whatever it has kept before.
+        kept = "CASE WHEN d.status = 'kept' THEN {} ELSE {} END".format
+        status = kept("coalesce(cd.status, d.status)", "d.status")
+        reason = kept("cd.reason", "d.reason")
+        rules = kept("list_concat(d.failed_rules, cd.failed_rules)", "d.failed_rules")
+        copies = "d.copies * coalesce(cd.copies, 1)"  # as often as it is packed
     for kind, (column, rows) in _OF_SAMPLES.items():
         if kind in by_kind:
             joins.append(
@@ -173,11 +193,30 @@ def _ledger(by_kind: dict[str, list[TableRecord]], groups: dict[str, list[TableR
         f"  CASE WHEN {failure}.type = 'too_small_for_level' THEN 'rejected'\n"
         f"    WHEN {failure} IS NOT NULL THEN 'failed' ELSE {status} END AS status,\n"
         f"  coalesce({reason}, {failure}.stage || ':' || {failure}.type) AS reason,\n"
-        "  d.failed_rules, d.topic, d.copies,\n"
+        f"  {rules} AS failed_rules, d.topic, {copies} AS copies,\n"
         f"  {failure}.stage AS failed_stage, {failure}.type AS failed_type,\n"
         f"  {failure}.message AS failed_message{listed}\n"
         "FROM decisions AS d JOIN samples AS s USING (sample_id)\n" + "\n".join(joins)
     )
+
+
+def _asks_sql(decisions: list[TableRecord], group: str) -> str:
+    """Whether the dataset of ``d`` was decided by this score group of the source of ``s``.
+
+    "" if no dataset was; of decisions whose record does not say, all that there are may have been.
+    """
+    silent, pairs = [], []
+    for record in decisions:
+        dataset = literal(record.table.split("/")[1])
+        if "inputs" not in record.facts:
+            silent.append(dataset)
+            continue
+        tables = [table.split("/") for table in record.facts["inputs"]]
+        sources = [table[1] for table in tables if (table[0], table[-1]) == ("scores", group)]
+        pairs += [f"({dataset}, {literal(source)})" for source in sources]
+    found = [f"d.dataset IN ({', '.join(silent)})"] if silent else []
+    found += [f"(d.dataset, s.source) IN ({', '.join(pairs)})"] if pairs else []
+    return " OR ".join(found)
 
 
 # What later tables say of a sample, one row each. A sample may be in several documents: the first

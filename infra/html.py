@@ -4,15 +4,19 @@
     write_page("workspace/report.html", page)
 
 Data are not trusted: every value is escaped, with no way to opt out, the filter ``text`` bounds and
-cleans what people wrote, and the page's policy (`POLICY`) lets no script run and nothing load.
+cleans what people wrote, and the page's policy (`POLICY`) lets nothing load and no script run, but
+the one of ours that a page may have: the policy names it by its hash.
 """
 
 import base64
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from infra.storage import Storage
 
@@ -22,10 +26,12 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _JOINERS = "\u200c\u200d"  # parts of words and emoji, though not printable
 
 
-def render(folder: Path, name: str, **values: Any) -> str:
+def render(folder: Path, name: str, script: str | None = None, **values: Any) -> str:
     """The template ``name`` of ``folder`` as a page; a value that it misses is an error.
 
-    Filters: ``text(limit)``, see `clean`; ``count``: 1,234,567; ``share``: 12.3%.
+    Filters: ``text(limit)``, see `clean`; ``count``: 1,234,567; ``share``: 12.3%; ``json``, see
+    `inert_json`. ``script`` is a file of ``folder``, for a template that says
+    ``<script>{{ script }}</script>``.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
@@ -34,8 +40,31 @@ def render(folder: Path, name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"text": clean, "count": "{:,}".format, "share": "{:.1%}".format}
-    return environment.get_template(name).render(policy=POLICY, **values)
+    environment.filters |= {
+        "text": clean,
+        "count": "{:,}".format,
+        "share": "{:.1%}".format,
+        "json": inert_json,
+    }
+    policy = POLICY
+    if script is not None:
+        code = (folder / script).read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
+        policy += f"; script-src 'sha256-{digest}'"
+        values["script"] = Markup(code)
+    return environment.get_template(name).render(policy=policy, **values)
+
+
+def inert_json(value: Any) -> Markup:
+    """JSON for ``<script type="application/json">``: ASCII, and no character that HTML knows.
+
+    Whatever a string holds, ``</script>``, ``<!--`` or a line separator, ``JSON.parse`` gives it
+    back. Raises ValueError for NaN and infinities, which JSON does not have.
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&'":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 def write_page(path: str, page: str) -> str:

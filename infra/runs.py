@@ -1,12 +1,13 @@
 """What has been computed, from what: completion records, run records and fingerprints.
 
-A table lives in ``<table>/<version>/part-00000.parquet …`` and becomes visible when its completion
-record ``<table>/_table.json`` is written, last. The version is named after the table's fingerprint,
+A table lives in ``<table>/<folder>/part-00000.parquet …`` and becomes visible when its completion
+record ``<table>/_table.json`` is written, last. The folder is named after the table's fingerprint,
 so a table being recomputed never mixes with the one in use.
 
-Two digests describe a table. ``row_spec`` says how a row's values come about; ``fingerprint`` says
-also which rows there are. A phase whose ``row_spec`` is unchanged takes over the rows that it
-already has and computes only the others: a looser gate never pays twice.
+Three digests describe a table. ``row_spec`` says how a row's values come about; ``fingerprint``
+says also which rows there are; ``version`` says besides which of them failed, and is what tables
+made from this one build on. A phase whose ``row_spec`` is unchanged takes over the rows that it
+already has and computes only the others, and those that had failed: a looser gate never pays twice.
 """
 
 import importlib.metadata
@@ -20,22 +21,30 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from infra.schema import digest
 from infra.storage import Storage
 
 LIBRARIES = (
     "numpy pyarrow ray duckdb pillow opencv-python-headless torch torchvision open-clip-torch "
-    "transformers"
+    "transformers faiss-cpu rapidocr onnxruntime tiktoken py3langid"
 ).split()
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a table: name, rows and failed rows."""
+    """One file of a table: name, rows, failed rows, and a digest of which failed and how."""
 
     file: str
     num_rows: int
     num_failed: int = 0
+    failures: str = ""
+
+    @property
+    def folder(self) -> str:
+        return self.file.partition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -57,12 +66,27 @@ class TableRecord:
     def num_failed(self) -> int:
         return sum(part.num_failed for part in self.parts)
 
+    @property
+    def version(self) -> str:
+        """Digest of the content: a retry may change which rows failed, under one fingerprint."""
+        failures = [part.failures for part in self.parts]
+        return digest(self.fingerprint, *failures) if any(failures) else self.fingerprint
+
     def path(self, part: int) -> str:
         return f"{self.table}/{self.parts[part].file}"
 
 
 def version_of(fingerprint: str) -> str:
+    """The folder of a table with this fingerprint."""
     return f"v-{fingerprint[:12]}"
+
+
+def failures(key: str, failed: pa.Table) -> str:
+    """Digest of the failed rows of a part, given with their ``key`` and ``error``; "" for none."""
+    if not len(failed):
+        return ""
+    failed = failed.take(pc.sort_indices(failed[key]))
+    return digest(*failed[key].to_pylist(), json.dumps(failed["error"].to_pylist()))
 
 
 def load_record(storage: Storage, table: str) -> TableRecord | None:
@@ -78,11 +102,18 @@ def load_record(storage: Storage, table: str) -> TableRecord | None:
 def save_record(storage: Storage, record: TableRecord) -> None:
     """Make a finished table visible, then drop what it replaces and what killed runs left."""
     storage.write_json(f"{record.table}/_table.json", asdict(record))
+    used = {part.file for part in record.parts}
+    folders = {part.folder for part in record.parts} or {version_of(record.fingerprint)}
     for name in storage.names(record.table):
-        if name.startswith("v-") and name != version_of(record.fingerprint):
+        if name.startswith("v-") and name not in folders:
             storage.remove(f"{record.table}/{name}")
-    for folder in (record.table, f"{record.table}/{version_of(record.fingerprint)}"):
-        storage.remove_unfinished(folder)
+    storage.remove_unfinished(record.table)
+    for folder in sorted(folders):
+        # A retried table shares a folder with the version before it, for parts that are the same.
+        for name in storage.names(f"{record.table}/{folder}") if len(folders) > 1 else ():
+            if name.startswith("part-") and f"{folder}/{name}" not in used:
+                storage.remove(f"{record.table}/{folder}/{name}")
+        storage.remove_unfinished(f"{record.table}/{folder}")
 
 
 def row_spec(spec: Mapping[str, Any], inputs: Sequence[TableRecord]) -> str:
@@ -92,7 +123,7 @@ def row_spec(spec: Mapping[str, Any], inputs: Sequence[TableRecord]) -> str:
 
 def fingerprint(row_spec: str, inputs: Sequence[TableRecord], row_filter: str | None = None) -> str:
     """Digest of the row values and of which rows there are."""
-    return digest(row_spec, row_filter or "", *(record.fingerprint for record in inputs))
+    return digest(row_spec, row_filter or "", *(record.version for record in inputs))
 
 
 def canonical(value: Any) -> str:
@@ -133,8 +164,12 @@ def finish(
     spec: Mapping[str, Any],
     inputs: Sequence[TableRecord],
     started_unix_s: float,
+    work: Mapping[str, Any] | None = None,
 ) -> None:
-    """Make a finished table visible and add one JSON record of the run to ``runs/``."""
+    """Make a finished table visible and add one JSON record of the run to ``runs/``.
+
+    ``work`` is what the run cost: counts and seconds, which are no part of the table.
+    """
     save_record(storage, record)
     name = f"{int(started_unix_s * 1000):013d}-{record.table.replace('/', '-')}.json"
     run = {
@@ -153,6 +188,7 @@ def finish(
         "device_class": f"{platform.machine()} {'cuda' if 'cuda' in canonical(spec) else 'cpu'}",
         "num_cpus": os.cpu_count(),
         "versions": _versions(),
+        **(work or {}),
     }
     storage.write_json(f"runs/{name}", run)
 

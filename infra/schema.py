@@ -28,7 +28,7 @@ SAMPLES = pa.schema(
     [
         column("sample_id", pa.string(), "", "blake2b-128 of (source, key) as hex; unique"),
         column("source", pa.string(), "", "name of the source in the recipe"),
-        column("key", pa.string(), "", "path of the sample relative to the source's root"),
+        column("key", pa.string(), "", "path in the source, and the place in a file of many"),
         column("uri", pa.string(), "", "file that holds the media, relative to the source's root"),
         column(
             "offset", pa.int64(), "bytes", "where the media starts in `uri`; in Parquet, the row"
@@ -62,15 +62,45 @@ DUPLICATES = pa.schema(
     ],
 )
 
+CAPTION_VARIANT = pa.struct(
+    [
+        ("style", pa.string()),
+        ("text", pa.string()),
+        ("num_tokens", pa.int32()),
+        ("num_prompt_tokens", pa.int32()),
+        ("latency_s", pa.float32()),
+        ("checks", pa.list_(pa.string())),
+        ("error", ERROR_TYPE),
+    ],
+)
+
 CAPTIONS = pa.schema(
     [
         column("sample_id", pa.string(), "", "the sample"),
         column("text", pa.string(), "", "the caption"),
-        column("engine", pa.string(), "", "given, or the kind of endpoint"),
-        column("model", pa.string(), "", "model name sent to the endpoint"),
-        column("prompt_hash", pa.string(), "", "hash of the request without the picture"),
-        column("num_tokens", pa.int32(), "tokens", "completion tokens the endpoint reported"),
+        column("style", pa.string(), "", "name of its style; null where the recipe names none"),
+        column("engine", pa.string(), "", "given, or what wrote it: openai (an endpoint) or vllm"),
+        column("model", pa.string(), "", "the model's name as it was asked for; null if given"),
+        column("prompt_hash", pa.string(), "", "hash of the request without picture and values"),
+        column("num_tokens", pa.int32(), "tokens", "length of the answer, as the engine counts"),
+        column(
+            "num_prompt_tokens", pa.int32(), "tokens", "length of the request, picture included"
+        ),
+        column(
+            "latency_s",
+            pa.float32(),
+            "s",
+            "how long the answer took when it was first asked for; null without a response cache, "
+            "which alone could repeat it",
+        ),
         column("checks", pa.list_(pa.string()), "", "checks that the text did not pass"),
+        column(
+            "variants",
+            pa.list_(CAPTION_VARIANT),
+            "",
+            "all styles drawn for the sample, in drawn order, with their texts or errors; null "
+            "where it is one",
+        ),
         ERROR,
     ],
 )
@@ -98,7 +128,8 @@ DOCUMENTS = pa.schema(
             "segments",
             pa.list_(DOCUMENT_SEGMENT),
             "",
-            "ordered text and image segments; images encoded at the highest level's size",
+            "ordered text and image segments; images encoded at the highest level's size; `role`: "
+            "target or condition of an image; system, user or assistant of a message; else null",
         ),
         ERROR,
     ],

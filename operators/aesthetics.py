@@ -1,5 +1,6 @@
 """How pleasing people would find a picture: a mean rating between 1 and 10."""
 
+import pickle
 import re
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from infra.pixels import Pixels, pictures_of
 from infra.schema import column
-from operators import mobilenets, open_clip_model
+from operators import mobilenets
 from operators.fixed_batches import run_fixed
+from operators.image_features import ImageFeatures, features_of
 
 _NIMA = "nima_mobilenet_fp16.safetensors"
 
@@ -29,15 +31,16 @@ class Aesthetics:
     ratings of AVA; photographs score 3.5 to 6.5. It was trained on pictures shrunk by taking single
     pixels, and blur lowers its scores: so it reads them the same way here.
 
-    Backend ``open_clip``: an image tower (``model`` and ``pretrained``, see `open_clip_model`) with
-    a LAION head over its L2-normalised features, from the file ``head``: the linear one
+    Backend ``open_clip``: a LAION head over the L2-normalised features of an image tower
+    (``model`` and ``pretrained``, see `open_clip_model`), from the file ``head``: the linear one
     (LAION-AI/aesthetic-predictor) or the improved multi-layer one
-    (christophschuhmann/improved-aesthetic-predictor), told apart by the tensors in the file.
+    (christophschuhmann/improved-aesthetic-predictor), told apart by the tensors in the file. Both
+    are made for ViT-L-14-quickgelu of OpenAI, the linear one also for ViT-B-32 and ViT-B-16. The
+    features are read from the column of ``tower``, an operator to run before this one.
 
     Raises ValueError for settings that name no loadable weights.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("image", "error")
     writes: ClassVar[pa.Schema] = pa.schema(
         [column("aesthetic", pa.float32(), "1..10", "mean aesthetic rating the model expects")],
     )
@@ -49,6 +52,7 @@ class Aesthetics:
     head: str = ""
     batch_rows: int = 16
     device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the tower
 
     def __post_init__(self) -> None:
         if self.backend not in ("nima", "open_clip"):
@@ -59,17 +63,45 @@ class Aesthetics:
             raise ValueError("backend open_clip needs `model` and `head`, a LAION head's path")
 
     @property
+    def tower(self) -> ImageFeatures | None:
+        """The image tower whose features the head takes."""
+        if self.backend == "nima":
+            return None
+        return ImageFeatures(
+            self.model, self.pretrained, self.batch_rows, self.device, self.precision
+        )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.tower.column if self.tower else "image", "error")
+
+    @property
     def identity(self) -> str:
         """Hash or published name of the weights the scores depend on."""
-        if self.backend == "nima":
+        if self.tower is None:
             return mobilenets.file_hash(mobilenets.WEIGHTS / _NIMA)
-        tower = open_clip_model.identity(self.model, self.pretrained)
-        return f"{tower} {mobilenets.file_hash(_existing(self.head))}"
+        self._check_head()
+        return f"{self.tower.identity} {mobilenets.file_hash(_existing(self.head))}"
+
+    def _check_head(self) -> None:
+        """Raises ValueError for a file that is no head, or a head for other features."""
+        import open_clip
+
+        takes = next(load_head(self.head).parameters()).shape[1]
+        gives = (open_clip.get_model_config(self.model) or {}).get("embed_dim", takes)
+        if takes != gives:
+            raise ValueError(
+                f"{self.head} takes features of {takes} numbers, {self.model} gives {gives}: "
+                "choose the head that was made for this tower"
+            )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rate = self._rate_nima if self.backend == "nima" else self._rate_open_clip
-        prepare = _as_nima_input if self.backend == "nima" else self._prepare_open_clip
-        outputs = run_fixed(pictures_of(batch), prepare, rate, self.batch_rows, self.device)
+        rows, device = self.batch_rows, self.device
+        if self.tower is None:
+            outputs = run_fixed(pictures_of(batch), _as_nima_input, self._rate_nima, rows, device)
+        else:
+            features = features_of(batch, self.tower)
+            outputs = run_fixed(features, torch.tensor, self._rate_features, rows, device)
         scores = [None if output is None else float(output) for output in outputs]
         return batch.append_column(self.writes.field("aesthetic"), pa.array(scores, pa.float32()))
 
@@ -82,27 +114,21 @@ class Aesthetics:
         return mobilenets.load(mobilenets.MobileNetNima(), _NIMA, self.device)
 
     @cached_property
-    def _open_clip(self) -> tuple[open_clip_model.OpenClip, nn.Module]:
-        head = load_head(self.head).to(self.device)
-        return open_clip_model.load(self.model, self.pretrained, self.device), head
+    def _head(self) -> nn.Sequential:
+        return load_head(self.head).to(self.device)
 
     def _rate_nima(self, images: Tensor) -> Tensor:
         shares: Tensor = self._nima(images)
         return shares @ torch.arange(1.0, 11.0, device=shares.device)
 
-    def _prepare_open_clip(self, rgb: Pixels) -> Tensor:
-        return self._open_clip[0].prepare(rgb)
-
-    def _rate_open_clip(self, images: Tensor) -> Tensor:
-        tower, head = self._open_clip
-        features = tower.encode_images(images)
-        takes = next(head.parameters()).shape[1]
+    def _rate_features(self, features: Tensor) -> Tensor:
+        takes = next(self._head.parameters()).shape[1]
         if features.shape[1] != takes:
             raise ValueError(
                 f"head {self.head} takes {takes} features, {self.model} gives {features.shape[1]}: "
                 "choose the head made for this tower"
             )
-        ratings: Tensor = head(features)
+        ratings: Tensor = self._head(features)
         return ratings[:, 0]
 
 
@@ -116,7 +142,11 @@ def load_head(path: str) -> nn.Sequential:
     if file.suffix == ".safetensors":
         tensors = load_file(file)
     else:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} is no file of PyTorch weights: {reason}") from None
     weights = [name for name in tensors if re.fullmatch(r"(layers\.\d+\.)?weight", name)]
     weights.sort(key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
     layers = []

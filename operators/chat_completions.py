@@ -4,6 +4,7 @@ vLLM, SGLang, `transformers serve` and the hosted services speak it.
 """
 
 import asyncio
+import dataclasses
 import email.utils
 import os
 import random
@@ -21,6 +22,8 @@ from operators.response_cache import Answer
 CONNECT_TIMEOUT_S = 10.0
 MAX_WAIT_S = 60.0
 """Longest pause between two attempts, whatever the endpoint asks for."""
+MAX_BODY_BYTES = 16_000_000
+"""Longest response that is read: an endpoint gone wrong must not fill a worker's memory."""
 _RETRY_STATUS = frozenset({408, 425, 429})
 _EXCERPT_CHARACTERS = 300
 _MAX_INT32 = 2**31 - 1
@@ -147,15 +150,17 @@ async def _ask(
     attempt = 0
     while True:
         try:
+            started = time.monotonic()
             async with asyncio.timeout(endpoint.timeout_s):
-                response = await client.post(chat_url(endpoint.base_url), json=request)
+                response = await _post(client, chat_url(endpoint.base_url), request)
+            latency_s = time.monotonic() - started
             if response.status_code != 200:
                 raise EndpointError(
                     f"http_{response.status_code}",
                     excerpt(response, key),
                     _retry_after_s(response.headers.get("retry-after")),
                 )
-            return parse(response)
+            return dataclasses.replace(parse(response), latency_s=latency_s)
         except EndpointError as error:
             failure = error
         except (TimeoutError, httpx.TimeoutException):
@@ -173,24 +178,59 @@ async def _ask(
         attempt += 1
 
 
+async def _post(client: httpx.AsyncClient, url: str, request: Mapping[str, Any]) -> httpx.Response:
+    """The whole response; raises EndpointError where it is longer than any answer."""
+    async with client.stream("POST", url, json=request) as response:
+        body = bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise EndpointError("bad_response", f"longer than {MAX_BODY_BYTES:,} bytes")
+        # Its bytes are decompressed by now, so of its headers only what is asked for stays.
+        kept = {k: v for k, v in response.headers.items() if k.lower() == "retry-after"}
+        return httpx.Response(response.status_code, headers=kept, content=bytes(body))
+
+
 def parse(response: httpx.Response) -> Answer:
+    """The answer in a response; raises EndpointError where it is no chat completion."""
     try:
         body = response.json()
+    except (ValueError, RecursionError):
+        body = None
+    try:
+        return answer_in(body)
+    except EndpointError as error:
+        message = error.message if body is not None else "not a chat completion"
+        raise EndpointError("bad_response", f"{message}: {excerpt(response)}") from None
+
+
+def answer_in(body: Any) -> Answer:
+    """The answer in the body of a chat completion; raises EndpointError where there is none."""
+    try:
         choice = body["choices"][0]
         content = choice["message"]["content"]
         usage = body.get("usage") or {}
-        num_tokens, reason = usage.get("completion_tokens"), choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise EndpointError("bad_response", f"not a chat completion: {excerpt(response)}") from None
+        answered, asked = usage.get("completion_tokens"), usage.get("prompt_tokens")
+        reason = choice.get("finish_reason")
+    except (LookupError, TypeError, AttributeError):
+        raise EndpointError("bad_response", "not a chat completion") from None
     if content is not None and not isinstance(content, str):
         raise EndpointError("bad_response", f"content is {type(content).__name__}, not text")
-    counted = type(num_tokens) is int and 0 <= num_tokens <= _MAX_INT32
     return Answer(
-        # JSON can carry halves of surrogate pairs, which no UTF-8 column holds.
-        text=(content or "").encode("utf-8", "replace").decode("utf-8"),
-        num_tokens=num_tokens if counted else None,
-        finish_reason=reason if isinstance(reason, str) else None,
+        text=_storable(content or ""),
+        num_tokens=_count(answered),
+        finish_reason=_storable(reason)[:_EXCERPT_CHARACTERS] if isinstance(reason, str) else None,
+        num_prompt_tokens=_count(asked),
     )
+
+
+def _storable(text: str) -> str:
+    # JSON can carry halves of surrogate pairs, which no UTF-8 column holds.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MAX_INT32 else None
 
 
 def _retry_after_s(value: str | None) -> float | None:

@@ -8,6 +8,7 @@ the weights beside it).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,16 @@ _HUB = "hf-hub:"
 
 @dataclass(frozen=True)
 class OpenClip:
-    """A loaded model, frozen, in fp32, with its own preprocessing and tokenizer."""
+    """A loaded model, frozen, with its own preprocessing and tokenizer.
+
+    Features are normalised in fp32, whatever ``dtype`` the towers compute in.
+    """
 
     model: nn.Module
     preprocess: Callable[[Image.Image], Tensor]
     tokenize: Callable[[list[str]], Tensor]
     device: str
+    dtype: torch.dtype = torch.float32
 
     def prepare(self, rgb: Pixels) -> Tensor:
         """One picture as the image tower's input [3, h, w], scaled as the model was trained."""
@@ -37,16 +42,16 @@ class OpenClip:
 
     def encode_images(self, images: Tensor) -> Tensor:
         """L2-normalised features [n, d] of prepared images [n, 3, h, w]."""
-        features: Tensor = self.model.encode_image(images, normalize=True)  # type: ignore[operator]
-        return features
+        features: Tensor = self.model.encode_image(images.to(self.dtype))  # type: ignore[operator]
+        return nn.functional.normalize(features.float(), dim=-1)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """L2-normalised features [n, d] of token ids [n, context]."""
-        features: Tensor = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
-        return features
+        features: Tensor = self.model.encode_text(tokens)  # type: ignore[operator]
+        return nn.functional.normalize(features.float(), dim=-1)
 
-    def topic_features(self, prompts: Sequence[Sequence[str]]) -> Tensor:
-        """One L2-normalised feature per topic [topics, d]: the mean of its prompts' features."""
+    def prompt_features(self, prompts: Sequence[Sequence[str]]) -> Tensor:
+        """One L2-normalised feature per prompt [prompts, d]: the mean over its wordings."""
         means = []
         with torch.inference_mode():
             for texts in prompts:
@@ -60,22 +65,31 @@ class OpenClip:
         SigLIP models (arXiv:2303.15343) have a bias and judge each text on its own; CLIP models
         (arXiv:2103.00020) share out 1 among the texts given.
         """
-        logits = cosines * self.model.logit_scale.exp()  # type: ignore[operator]
+        logits = cosines * self.model.logit_scale.float().exp()  # type: ignore[operator]
         if self.model.logit_bias is None:
             return logits.softmax(-1)
-        return (logits + self.model.logit_bias).sigmoid()  # type: ignore[operator]
+        return (logits + self.model.logit_bias.float()).sigmoid()  # type: ignore[operator]
 
 
-def load(model: str, pretrained: str, device: str = "cpu") -> OpenClip:
-    """Load a model by name; raises ValueError where name, tag, file or folder is not found."""
+def load(model: str, pretrained: str, device: str = "cpu", precision: str = "fp32") -> OpenClip:
+    """Load a model by name, once per process: those who ask again get the same one.
+
+    ``precision`` is fp32 or bf16. Raises ValueError where name, tag, file or folder is not found.
+    """
+    # The identity refuses what cannot be loaded, in plain words, and tells changed files apart.
+    return _load(model, pretrained, device, precision, identity(model, pretrained))
+
+
+@lru_cache(maxsize=4)
+def _load(model: str, pretrained: str, device: str, precision: str, _identity: str) -> OpenClip:
     import open_clip
 
-    identity(model, pretrained)  # refuses what cannot be loaded, in plain words
     network, preprocess = open_clip.create_model_from_pretrained(
-        model, pretrained or None, precision="fp32", device=device
+        model, pretrained or None, precision=precision, device=device
     )
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     tokenize = open_clip.get_tokenizer(model)
-    return OpenClip(network.eval().requires_grad_(False), preprocess, tokenize, device)
+    return OpenClip(network.eval().requires_grad_(False), preprocess, tokenize, device, dtype)
 
 
 def identity(model: str, pretrained: str) -> str:
@@ -88,7 +102,7 @@ def identity(model: str, pretrained: str) -> str:
         if not (folder / "open_clip_config.json").is_file():
             raise ValueError(f"{folder} holds no open_clip_config.json: check `model`")
         files = [p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin")]
-        return " ".join(f"{path.name}:{file_hash(path)}" for path in sorted(files))
+        return " ".join(f"{path.name}:{_hash(path)}" for path in sorted(files))
     if model.startswith(_HUB):
         return model
     import open_clip
@@ -99,7 +113,7 @@ def identity(model: str, pretrained: str) -> str:
             f"or {_HUB}organisation/model, or {_LOCAL}/path"
         )
     if Path(pretrained).is_file():
-        return f"{model}:{file_hash(pretrained)}"
+        return f"{model}:{_hash(Path(pretrained))}"
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained not in tags:
         raise ValueError(
@@ -107,3 +121,14 @@ def identity(model: str, pretrained: str) -> str:
             f"choose one of {', '.join(tags) or 'no tags, so a file'}"
         )
     return f"{model}:{pretrained}"
+
+
+def _hash(path: Path) -> str:
+    # Fingerprints ask again and again, and weights are gigabytes.
+    status = path.stat()
+    return _hash_once(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _hash_once(path: Path, _mtime_ns: int, _size: int) -> str:
+    return file_hash(path)

@@ -17,6 +17,9 @@ _FACTS = pa.schema(
         column("height", pa.int32(), "pixels", "height of the full picture, upright"),
         column("aspect", pa.float32(), "height/width", "shape, as the schedules' ratio"),
         column("file_bytes", pa.int64(), "bytes", "size of the encoded file"),
+        column(
+            "bytes_per_pixel", pa.float32(), "bytes", "file_bytes / pixels; JPEG photos 0.05..1"
+        ),
         column("mode", pa.string(), "", "stored pixels in Pillow's words: L, RGB, CMYK, I;16, ..."),
         column("orientation", pa.int8(), "EXIF", "1..8 as found; width and height are after it"),
         column("sha256", pa.string(), "", "SHA-256 of the file's bytes as hex: exact duplicates"),
@@ -37,7 +40,7 @@ class Probe:
     writes: ClassVar[pa.Schema] = pa.schema(
         [*_FACTS, column("image", IMAGE_TYPE, "", "decoded picture; dropped before storage")],
     )
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     short_side: int = 512
     max_pixels: int = MAX_PIXELS
@@ -79,6 +82,7 @@ class Probe:
             "height": picture.height,
             "aspect": picture.height / picture.width,
             "file_bytes": len(data),
+            "bytes_per_pixel": len(data) / (picture.width * picture.height),
             "mode": picture.mode,
             "orientation": picture.orientation,
             "sha256": hashlib.sha256(data).hexdigest(),

@@ -1,7 +1,7 @@
 """What a picture is of: zero-shot topics, for balancing a dataset."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from infra.pixels import Pixels, pictures_of, resize_crop
 from infra.schema import column
-from operators import mobilenets, open_clip_model
+from operators import mobilenets
 from operators.fixed_batches import run_fixed
+from operators.image_features import ImageFeatures, features_of
+from operators.open_clip_model import OpenClip
 
 OTHER = "other"
 CARRIED = mobilenets.WEIGHTS / "conse_minilm_fp16.safetensors"
@@ -55,14 +57,18 @@ class Topics:
     operators/weights/make_embeddings.py. ImageNet has no people: ``human`` is found by clothes.
 
     Backend ``open_clip``: any CLIP or SigLIP model (``model`` and ``pretrained``, see
-    `open_clip_model`), any topics; each prompt of a known topic, or the name of another, is put
-    into each of ``templates``. The score is the model's probability: softmax over the topics for
-    CLIP, sigmoid for SigLIP, 0..1. Floor: 0, because each model has its own level.
+    `open_clip_model`; SigLIP 2: ``ViT-SO400M-16-SigLIP2-384`` and ``webli``), any topics.
+    ``prompts`` names topics of your own with the things that stand for each, for example
+    ``{sky: [sky, clouds]}``, and says others for a known one; a topic without prompts stands for
+    itself. A prompt's feature is the mean of its wordings by ``templates``; a topic's score is the
+    model's probability of its best prompt: sigmoid for SigLIP, for CLIP the softmax over the
+    topics, 0..1. Floor: 0, because each model has its own level: look at the scores of pictures
+    that show none of the topics. The pictures' features are read from the column of ``tower``, an
+    operator to run before this one.
 
-    Raises ValueError for unknown topics and settings that name no loadable weights.
+    Raises ValueError for unknown topics, and for settings that name no loadable weights.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("image", "error")
     writes: ClassVar[pa.Schema] = pa.schema(
         [
             column("topic", pa.string(), "", "best topic, or `other` below the floor"),
@@ -80,6 +86,8 @@ class Topics:
     templates: tuple[str, ...] = ("a photo of {}.", "an image showing {}.")
     batch_rows: int = 16
     device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the towers
+    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.backend not in ("conse", "open_clip"):
@@ -96,21 +104,49 @@ class Topics:
             for template in self.templates:
                 if "{}" not in template:
                     raise ValueError(f"template {template!r} has no place {{}} for the topic")
+            for topic, texts in self.prompts.items():
+                if not texts or topic == OTHER:
+                    raise ValueError(
+                        f"prompts of topic {topic!r} are {list(texts)}: give at least one, and "
+                        f"leave `{OTHER}` to the floor"
+                    )
+        elif self.prompts:
+            raise ValueError(
+                "backend conse has no text encoder for `prompts`: use backend open_clip, or make "
+                "an `embeddings` file with operators/weights/make_embeddings.py"
+            )
         else:
             self._check_known()
 
     @property
+    def tower(self) -> ImageFeatures | None:
+        """The image tower whose features are compared with the prompts'."""
+        if self.backend == "conse":
+            return None
+        return ImageFeatures(
+            self.model, self.pretrained, self.batch_rows, self.device, self.precision
+        )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.tower.column if self.tower else "image", "error")
+
+    @property
     def identity(self) -> str:
         """Hash or published name of the weights the scores depend on."""
-        if self.backend == "open_clip":
-            return open_clip_model.identity(self.model, self.pretrained)
+        if self.tower is not None:
+            return self.tower.identity
         classifier = mobilenets.file_hash(mobilenets.WEIGHTS / _CLASSIFIER)
         return f"{classifier} {mobilenets.file_hash(self._embeddings_file)}"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        score = self._score_conse if self.backend == "conse" else self._score_open_clip
-        prepare = _as_classifier_input if self.backend == "conse" else self._prepare_open_clip
-        outputs = run_fixed(pictures_of(batch), prepare, score, self.batch_rows, self.device)
+        rows, device = self.batch_rows, self.device
+        if self.tower is None:
+            pictures = pictures_of(batch)
+            outputs = run_fixed(pictures, _as_classifier_input, self._score_conse, rows, device)
+        else:
+            features = features_of(batch, self.tower)
+            outputs = run_fixed(features, torch.tensor, self._score_features, rows, device)
         floor = _FLOORS[self.backend] if self.floor is None else self.floor
         topics: list[str | None] = []
         scores: list[float | None] = []
@@ -121,7 +157,7 @@ class Topics:
             if value is None or best is None:
                 topics.append(None)
             else:
-                topics.append(self._names[best] if value >= floor else OTHER)
+                topics.append(self.names[best] if value >= floor else OTHER)
         batch = batch.append_column(self.writes.field("topic"), pa.array(topics, pa.string()))
         return batch.append_column(self.writes.field("topic_score"), pa.array(scores, pa.float32()))
 
@@ -145,10 +181,12 @@ class Topics:
             )
 
     @cached_property
-    def _names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         if self.topics:
             return self.topics
-        return tuple(TOPICS if self.backend == "open_clip" else _prompts_in(self._embeddings_file))
+        if self.backend == "conse":
+            return tuple(_prompts_in(self._embeddings_file))
+        return tuple(self.prompts or TOPICS)
 
     @cached_property
     def _conse(self) -> tuple[mobilenets.EfficientNetLite0, Tensor, Tensor]:
@@ -156,19 +194,22 @@ class Topics:
             labels = file.get_tensor("labels").float()
             topics = file.get_tensor("topics").float()
         known = list(_prompts_in(self._embeddings_file))
-        rows = [known.index(name) for name in self._names]
+        rows = [known.index(name) for name in self.names]
         network = mobilenets.load(mobilenets.EfficientNetLite0(), _CLASSIFIER, self.device)
         return network, labels.to(self.device), topics[rows].to(self.device)
 
     @cached_property
-    def _open_clip(self) -> tuple[open_clip_model.OpenClip, Tensor]:
-        model = open_clip_model.load(self.model, self.pretrained, self.device)
-        templates = self.templates or ("{}",)
-        prompts = [
-            [template.format(text) for text in TOPICS.get(name, (name,)) for template in templates]
-            for name in self._names
+    def _open_clip(self) -> tuple[OpenClip, Tensor, list[int]]:
+        """The model, the features of all prompts, and how many of them each topic has."""
+        assert self.tower is not None
+        model = self.tower.open_clip
+        texts = [self.prompts.get(name, TOPICS.get(name, (name,))) for name in self.names]
+        wordings = [
+            [template.format(text) for template in self.templates or ("{}",)]
+            for of_topic in texts
+            for text in of_topic
         ]
-        return model, model.topic_features(prompts)
+        return model, model.prompt_features(wordings), [len(of_topic) for of_topic in texts]
 
     def _score_conse(self, images: Tensor) -> Tensor:
         network, labels, topics = self._conse
@@ -176,12 +217,10 @@ class Topics:
         combination = (shares[..., None] * labels[best]).sum(1)
         return nn.functional.normalize(combination, dim=-1) @ topics.T * shares.sum(1, keepdim=True)
 
-    def _prepare_open_clip(self, rgb: Pixels) -> Tensor:
-        return self._open_clip[0].prepare(rgb)
-
-    def _score_open_clip(self, images: Tensor) -> Tensor:
-        model, topics = self._open_clip
-        return model.probabilities(model.encode_images(images) @ topics.T)
+    def _score_features(self, features: Tensor) -> Tensor:
+        model, prompts, per_topic = self._open_clip
+        of_topics = torch.split(features @ prompts.T, per_topic, dim=1)
+        return model.probabilities(torch.stack([of.amax(1) for of in of_topics], dim=1))
 
 
 def _prompts_in(file: Path) -> dict[str, list[str]]:

@@ -54,19 +54,40 @@ def parser() -> argparse.ArgumentParser:
         ("tokenize", _tokenize, "documents -> text tokens and visual codes"),
         ("pack", _pack, "tokens -> balanced packs"),
     ):
-        sub = command(name, run, text)
-        sub.add_argument("--ray", metavar="ADDRESS", help="join a Ray cluster: auto or host:port")
-        sub.add_argument("--num-cpus", type=int, help="CPUs of a session on this machine")
+        _add_session(command(name, run, text))
+    retry = command("retry", _retry, "compute failed rows again, and what depends on them")
+    retry.add_argument("--stage", help="only rows that failed there, for example: caption")
+    retry.add_argument("--type", help="only rows that failed so, for example: missing")
+    _add_session(retry)
+    estimate = command("estimate", _estimate, "what a recipe will cost and keep, from a sample")
+    estimate.add_argument("--rows", type=int, default=500, help="size of it (default: %(default)s)")
+    estimate.add_argument("--seed", type=int, default=0, help="which sample (default: %(default)s)")
+    for price in ("cpu-hour", "gpu-hour", "million-tokens"):
+        what = f"of a {price.replace('-', ' ')}".replace("a million", "a million VLM")
+        estimate.add_argument(f"--{price}-price", type=float, default=0.0, help=f"price {what}")
+    _add_session(estimate)
     command("train", _train, "train the decoder on the packs")
     command("train-tokenizer", _train_tokenizer, "train a visual tokenizer on photographs")
     command("status", _status, "which phases are done, stale or missing, and why")
-    command("stats", _stats, "funnel and distributions of a dataset")
+    stats = command("stats", _stats, "funnel and distributions of a dataset")
+    stats.add_argument(
+        "--what-if",
+        action="append",
+        metavar="RULE",
+        help="the funnel under another rule, for example: 'aesthetic > 5', 'top 0.3 by clarity', "
+        "'NAME: condition', 'NAME:' to leave it out; may be repeated",
+    )
     report = command("report", _report, "one HTML page: funnel, cuts, pictures")
     report.add_argument("--output", help="where to write it (default: report.html, workspace)")
     sql = command("sql", _sql, "a DuckDB query over all tables of a workspace", recipe=False)
     sql.add_argument("query", help="for example: SELECT status, count(*) FROM decisions GROUP BY 1")
     sql.add_argument("-w", "--workspace", default="workspace/demo", help="default: %(default)s")
     return top
+
+
+def _add_session(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--ray", metavar="ADDRESS", help="join a Ray cluster: auto or host:port")
+    sub.add_argument("--num-cpus", type=int, help="CPUs of a session on this machine")
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -93,6 +114,24 @@ def _pack(args: argparse.Namespace) -> None:
     whole_job.run(args.recipe, args.overrides, args.ray, args.num_cpus, last="pack")
 
 
+def _retry(args: argparse.Namespace) -> None:
+    from pipelines import retry
+    from pipelines.job import Retry
+
+    what = Retry(args.stage, args.type)
+    retry.main(args.recipe, args.overrides, what, args.ray, args.num_cpus)
+
+
+def _estimate(args: argparse.Namespace) -> None:
+    from pipelines import estimate
+    from pipelines.estimate_table import Prices
+
+    prices = Prices(args.cpu_hour_price, args.gpu_hour_price, args.million_tokens_price)
+    estimate.main(
+        args.recipe, args.overrides, args.rows, args.seed, prices, args.ray, args.num_cpus
+    )
+
+
 def _train(args: argparse.Namespace) -> None:
     from pipelines import whole_job
 
@@ -113,10 +152,17 @@ def _status(args: argparse.Namespace) -> None:
 
 
 def _stats(args: argparse.Namespace) -> None:
-    from pipelines.stats import print_stats
     from pipelines.whole_job import load
 
-    print_stats(load(args.recipe, args.overrides))
+    recipe = load(args.recipe, args.overrides)
+    if args.what_if:
+        from pipelines.what_if import print_what_if
+
+        print_what_if(recipe, args.what_if)
+        return
+    from pipelines.stats import print_stats
+
+    print_stats(recipe)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""Contact sheets: small pictures of chosen samples, with caption and attribution, for a report."""
+"""Contact sheets: small pictures of chosen samples, with caption and attribution, for a report.
+
+Of a text, its beginning stands where the picture would.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +14,12 @@ import pyarrow.compute as pc
 from infra.html import jpeg_uri
 from infra.pixels import DecodeError, decode, encode_jpeg, resize_crop
 from infra.schema import SAMPLES, uniform_sql
+from operators.text_probe import TextError, parse
 from pipelines.source import Source
 from pipelines.sources import read_media
 
 THUMBNAIL = 160  # pixels of the longer side
+EXCERPT = 300  # characters of a text
 LOAD_ROWS = 8  # originals in memory at a time
 CREDIT_KEYS = ("attribution", "credit", "author", "photographer", "artist")
 LICENCE_KEYS = ("licence", "license")
@@ -33,7 +38,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Picture:
-    """A sample as shown: ``uri`` is its thumbnail, or ``problem`` says why there is none."""
+    """A sample as shown: ``uri`` is its thumbnail, ``excerpt`` the beginning of its text.
+
+    Where there is neither, ``problem`` says why.
+    """
 
     key: str
     note: str
@@ -41,6 +49,7 @@ class Picture:
     credit: str
     uri: str | None
     problem: str | None
+    excerpt: str | None = None
 
 
 def pictures(
@@ -69,7 +78,13 @@ def pictures(
 def _picture(choice: Choice, row: dict[str, Any]) -> Picture:
     credit = ", ".join(part for part in (row["credit"], row["licence"]) if part)
     return Picture(
-        row["key"], choice.note, row["shown"] or "", credit, row["thumbnail"], row["problem"]
+        key=row["key"],
+        note=choice.note,
+        caption=row["shown"] or "",
+        credit=credit,
+        uri=row["thumbnail"],
+        problem=row["problem"],
+        excerpt=row["excerpt"],
     )
 
 
@@ -104,15 +119,24 @@ def _load(source: Source, rows: pa.Table) -> Iterator[dict[str, Any]]:
         loaded = read_media(source, rows.slice(start, LOAD_ROWS))
         for row in loaded.to_pylist():
             data, error = row.pop("bytes"), row["error"]
-            row["thumbnail"], row["problem"] = None, None
-            if error is not None:
-                row["problem"] = f"{error['stage']}:{error['type']}"
-            else:
-                try:
+            row |= {"thumbnail": None, "excerpt": None, "problem": None}
+            try:
+                if error is not None:
+                    row["problem"] = f"{error['stage']}:{error['type']}"
+                elif row["media"] == "text":
+                    row["excerpt"] = excerpt(data)
+                else:
                     row["thumbnail"] = jpeg_uri(thumbnail(data))
-                except DecodeError as problem:
-                    row["problem"] = problem.type
+            except (DecodeError, TextError) as problem:
+                row["problem"] = problem.type
             yield row
+
+
+def excerpt(data: bytes) -> str:
+    """The beginning of a text, or of a chat with its roles; raises TextError."""
+    told = [turn.text if turn.role is None else f"{turn.role}: {turn.text}" for turn in parse(data)]
+    text = " ".join(part[: EXCERPT + 1].strip() for part in told[:EXCERPT])
+    return text if len(text) <= EXCERPT else text[:EXCERPT].rstrip() + "…"
 
 
 def thumbnail(data: bytes) -> bytes:

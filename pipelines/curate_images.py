@@ -1,4 +1,4 @@
-"""Raw images -> samples -> scores -> decisions -> captions -> documents.
+"""Raw images -> samples -> scores -> duplicates -> decisions -> captions -> documents.
 
     nextscale curate RECIPE [key=value ...]
 
@@ -6,57 +6,126 @@ Operators annotate, rules decide. Each step below is a phase: resumable, and ski
 that it depends on has changed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
 from infra import runs
 from infra.config import ConfigError
 from infra.runs import TableRecord
-from infra.schema import CAPTIONS, DOCUMENTS, ERROR, SAMPLES, column
+from infra.schema import DOCUMENTS
 from infra.storage import Storage
 from operators.caption_endpoint import check_endpoint
-from operators.text_to_image import TextToImage
-from pipelines.decide import Decision
-from pipelines.inputs import KeptInput, SampleInput, dataset_parts
-from pipelines.phase import TRANSIENT, Operator, Phase, Stage
+from operators.image_features import ImageFeatures
+from operators.response_cache import check_cache
+from operators.topics import OTHER
+from pipelines.balance import check_topics
+from pipelines.caption_phase import (
+    SCORES_IN_PROMPTS,
+    caption_decision,
+    caption_phase,
+    seen_by,
+)
+from pipelines.decide import Decide, Decision
+from pipelines.duplicates import Duplicates, DuplicatesPhase
+from pipelines.image_scores import (
+    ScoreGroup,
+    caption_columns,
+    caption_scorers,
+    check_gates,
+    score_groups,
+)
+from pipelines.inputs import (
+    SAMPLES_PER_MEDIA_PART,
+    KeptInput,
+    SampleInput,
+    dataset_parts,
+)
+from pipelines.phase import Operator, Phase, Stage
 from pipelines.recipe import Pool, Recipe
 from pipelines.refresh import Made, refresh
-from pipelines.rules import check_expression
-from pipelines.scored import SAMPLE_COLUMNS, ScoredPart
+from pipelines.scored import SAMPLE_COLUMNS, ScoredPart, duplicate_columns, score_schema
 from pipelines.source import Source
 from pipelines.sources import index_phase, list_source
+from pipelines.status import Look, NotDoneError
+from pipelines.vllm_engine import check_vllm
 
 Run = Callable[[Storage, Made], TableRecord]
-SAMPLE_ID = column("sample_id", pa.string(), "", "the sample")
 
 
 def check(recipe: Recipe) -> None:
     """All that can be known before work starts; raises ConfigError with one clear line.
 
-    Sources exist and are not empty, rules parse and name known columns, the endpoint answers.
+    Sources exist and are not empty, rules parse and name known columns, weights are there, the
+    endpoint answers and its cache takes answers, vLLM is there and its settings are possible.
     """
-    cheap = score_schema(cheap_operators(recipe))
-    if recipe.models and recipe.models.gate:
-        kind = check_expression(recipe.models.gate, rule_columns(cheap), "models.gate")
-        if kind != "BOOLEAN":
-            raise ConfigError(f"models.gate: `{recipe.models.gate}` is {kind}, no condition")
-    recipe.decide.check(rule_columns(cheap, score_schema(model_operators(recipe), cheap)))
+    check_rules(recipe)
     _check_weights(recipe)
     recipe.storage.check(writable=True)
     for source in recipe.sources:
         list_source(source)
     caption = recipe.captions.operator
-    if caption.engine == "openai":
+    if caption.engine == "given" or not captions_are_due(recipe):
+        return
+    if caption.engine == "vllm":
+        check_vllm(caption, recipe.captions.vllm)
+        return
+    if caption.ask:
         check_endpoint(caption.base_url, caption.model, caption.api_key_env)
+    if caption.cache:
+        check_cache(caption.cache)
+
+
+def captions_are_due(recipe: Recipe) -> bool:
+    """Whether a run would come to ask for captions: they or an earlier table are not up to date."""
+    try:
+        curate(recipe, run=Look([]))
+    except NotDoneError as first:
+        return str(first).partition("/")[0] not in ("caption_decisions", "documents")
+    return False
+
+
+def check_rules(recipe: Recipe) -> None:
+    """Gates, rules, balancing, prompts and texts name what there is; raises ConfigError."""
+    columns = check_gates(recipe)
+    if recipe.duplicates is not None:
+        recipe.duplicates.check(columns)
+        columns = pa.schema([*columns, *duplicate_columns(recipe.duplicates.kinds)])
+    recipe.decide.check(columns)
+    if recipe.models is not None and recipe.models.topics is not None:
+        check_topics(recipe.decide.balance, (*recipe.models.topics.names, OTHER))
+    captioned = [field for field in caption_columns(recipe) if field.name not in columns.names]
+    Decide(rules=recipe.captions.rules).check(pa.schema([*columns, *captioned]))
+    for name in recipe.captions.operator.reads:
+        if name in SCORES_IN_PROMPTS and name not in columns.names:
+            section = "models: {topics: {}}" if name == "topic" else "ocr: {}"
+            raise ConfigError(
+                f"captions: a prompt names {{{name}}}, which no score gives: add `{section}`"
+            )
+    _check_text(recipe)
+
+
+def _check_text(recipe: Recipe) -> None:
+    """The text of documents is made of known columns; raises ConfigError."""
+    known = [*SAMPLE_COLUMNS, "text", *(recipe.ocr.operator.writes.names if recipe.ocr else ())]
+    for name in recipe.documents.operator.text_columns:
+        if name not in known:
+            hint = "" if recipe.ocr else "; text in the pictures needs an `ocr` section"
+            raise ConfigError(
+                f"documents.text names `{name}`: choose among {', '.join(known)}{hint}"
+            )
 
 
 def _check_weights(recipe: Recipe) -> None:
     """Weights that an operator would load must be there; raises ConfigError."""
-    operators = [*cheap_operators(recipe), *model_operators(recipe)]
+    operators = [operator for group in score_groups(recipe) for operator in group.operators]
+    operators += caption_scorers(recipe)
     if recipe.tokenize is not None:
         operators.append(recipe.tokenize.operator)
     for operator in operators:
+        if isinstance(operator, ImageFeatures):
+            continue  # those that need the tower tell of it, by the name that the recipe says
         try:
             runs.describe(operator)
         except ValueError as error:
@@ -69,100 +138,99 @@ def curate(recipe: Recipe, run: Run = refresh) -> TableRecord:
     Needs a Ray session. ``run`` is how a phase is done: `nextscale status` passes one that looks.
     """
     storage = recipe.storage
-    samples = tuple(run(storage, index_phase(storage, source)) for source in recipe.sources)
+    samples = tuple(run(storage, index_phase(source)) for source in recipe.sources)
     groups = {
-        source.name: tuple(score(recipe, source, record, run))
+        source.name: score(recipe, source, record, run)
         for source, record in zip(recipe.sources, samples, strict=True)
     }
-    parts = dataset_parts(recipe.sources, samples)
-    scored = tuple(ScoredPart(place, groups[place.source.name]) for place in parts)
+    scored = tuple(
+        ScoredPart(place, for_rules(groups[place.source.name]))
+        for place in dataset_parts(recipe.sources, samples)
+    )
+    if recipe.duplicates is not None:
+        scored = find_duplicates(recipe, recipe.duplicates, scored, groups, run)
     decisions = run(storage, Decision(recipe.dataset, scored, recipe.decide))
-    captions = run(storage, caption_phase(recipe, samples, decisions))
-    return run(storage, document_phase(recipe, samples, decisions, captions))
+    every = tuple(group for of_source in groups.values() for group in for_rules(of_source))
+    captions = run(storage, captions_of(recipe, samples, decisions, every))
+    if recipe.captions.rules:
+        rules = recipe.captions.rules
+        decisions = run(storage, caption_decision(recipe.dataset, scored, captions, rules))
+    elif run is refresh:
+        storage.remove(f"caption_decisions/{recipe.dataset}")  # of rules that are no more
+    return run(storage, document_phase(recipe, samples, decisions, captions, every))
 
 
 def score(
     recipe: Recipe, source: Source, samples: TableRecord, run: Run = refresh
-) -> Iterator[TableRecord]:
-    """The score groups of one source: cheap for every sample, models behind the gate."""
-    operators = cheap_operators(recipe)
-    every = SampleInput(source, samples)
-    cheap = run(recipe.storage, _score_phase(every, "cheap", operators, recipe.cheap.pool))
-    yield cheap
-    if recipe.models is not None:
-        gated = SampleInput(source, samples, earlier=(cheap,), gate=recipe.models.gate)
-        stored = score_schema(operators)
-        pool = recipe.models.pool
-        phase = _score_phase(gated, "models", model_operators(recipe), pool, stored)
-        yield run(recipe.storage, phase)
+) -> tuple[TableRecord, ...]:
+    """The score groups of one source, in order: cheap for every sample, others behind gates."""
+    made: list[TableRecord] = []
+    stored: list[pa.Schema] = []
+    for group in score_groups(recipe):
+        rows = SampleInput(source, samples, earlier=tuple(made), gate=group.gate)
+        phase = _score_phase(rows, group, stored)
+        made.append(run(recipe.storage, phase))
+        stored.append(phase.schema)
+    return tuple(made)
 
 
-def cheap_operators(recipe: Recipe) -> tuple[Operator, ...]:
-    return (recipe.cheap.probe, recipe.cheap.perceptual_hash, recipe.cheap.clarity)
+def for_rules(groups: tuple[TableRecord, ...]) -> tuple[TableRecord, ...]:
+    """The score groups less that of embeddings, which no rule can name."""
+    return tuple(group for group in groups if not group.table.endswith("/embeddings"))
 
 
-def model_operators(recipe: Recipe) -> tuple[Operator, ...]:
-    if recipe.models is None:
-        return ()
-    models = (recipe.models.aesthetics, recipe.models.topics, recipe.models.similarity)
-    # Pixels are not stored: this group decodes for itself, with the same settings.
-    return (recipe.cheap.probe, *(model for model in models if model is not None))
+def find_duplicates(
+    recipe: Recipe,
+    config: Duplicates,
+    scored: tuple[ScoredPart, ...],
+    groups: dict[str, tuple[TableRecord, ...]],
+    run: Run = refresh,
+) -> tuple[ScoredPart, ...]:
+    """The scored parts with the tables of duplicates, kind by kind."""
+    every = [group for of_source in groups.values() for group in of_source]
+    embeddings = tuple(group for group in every if group.table.endswith("/embeddings"))
+    found = tuple(
+        run(recipe.storage, DuplicatesPhase(recipe.dataset, kind, scored, config, embeddings))
+        for kind in config.kinds
+    )
+    return tuple(replace(part, duplicates=found) for part in scored)
 
 
-def score_schema(operators: tuple[Operator, ...], stored: pa.Schema | None = None) -> pa.Schema:
-    """The stored columns of a score group: what its operators write, less what is stored before."""
-    known = set(TRANSIENT) | set(stored.names if stored else ()) - {"sample_id", "error"}
-    fields = [f for operator in operators for f in operator.writes if f.name not in known]
-    return pa.schema([SAMPLE_ID, *fields, ERROR])
-
-
-def rule_columns(*groups: pa.Schema) -> pa.Schema:
-    """The typed columns that rules may name."""
-    fields = [SAMPLES.field(name) for name in SAMPLE_COLUMNS]
-    fields += [f for group in groups for f in group if f.name not in ("sample_id", "error")]
-    return pa.schema([field.remove_metadata() for field in fields])
-
-
-def _score_phase(
-    rows: SampleInput,
-    group: str,
-    operators: tuple[Operator, ...],
-    pool: Pool,
-    stored: pa.Schema | None = None,
-) -> Phase:
+def _score_phase(rows: SampleInput, group: ScoreGroup, stored: Sequence[pa.Schema]) -> Phase:
     return Phase(
-        table=f"scores/{rows.source.name}/{group}",
+        table=f"scores/{rows.source.name}/{group.name}",
         key="sample_id",
-        schema=score_schema(operators, stored),
+        schema=score_schema(group.operators, stored),
         input=rows,
         num_parts=len(rows.samples.parts),
-        stages=(_stage(operators, pool),),
-        spec={"group": group},
+        stages=(_stage(group.operators, group.pool),),
+        spec={"group": group.name},
         value_inputs=(rows.samples,),
         row_inputs=rows.earlier,
         row_filter=rows.gate,
-        unit_rows=pool.unit_rows,
+        unit_rows=group.pool.unit_rows,
     )
 
 
-def caption_phase(
-    recipe: Recipe, samples: tuple[TableRecord, ...], decisions: TableRecord
+def captions_of(
+    recipe: Recipe,
+    samples: tuple[TableRecord, ...],
+    decisions: TableRecord,
+    scores: tuple[TableRecord, ...],
 ) -> Phase:
-    """Captions of the kept samples; only an endpoint needs their pixels."""
-    operator, pool = recipe.captions.operator, recipe.captions.pool
-    needs_pixels = operator.engine != "given"
-    parts = dataset_parts(recipe.sources, samples)
-    return Phase(
-        table=f"captions/{recipe.dataset}",
-        key="sample_id",
-        schema=CAPTIONS,
-        input=KeptInput(parts, decisions, media=needs_pixels),
-        num_parts=len(parts),
-        stages=(_stage((recipe.cheap.probe, operator) if needs_pixels else (operator,), pool),),
-        spec={},
-        value_inputs=samples,
-        row_inputs=(decisions,),
-        unit_rows=pool.unit_rows,
+    """Captions of the kept samples, scored if the recipe says so; prompts may name scores."""
+    section = recipe.captions
+    return caption_phase(
+        recipe.dataset,
+        dataset_parts(recipe.sources, samples),
+        decisions,
+        section.operator,
+        probe=recipe.cheap.probe,
+        pool=section.pool,
+        scorers=caption_scorers(recipe),
+        scores=scores,
+        gates=_gates(recipe),
+        vllm=section.vllm,
     )
 
 
@@ -171,24 +239,41 @@ def document_phase(
     samples: tuple[TableRecord, ...],
     decisions: TableRecord,
     captions: TableRecord,
+    scores: tuple[TableRecord, ...] = (),
 ) -> Phase:
-    """Text-to-image documents of the kept samples, pictures cut to their schedules."""
+    """Documents of the kept samples and their captions, pictures cut to their schedules."""
     section = recipe.documents
-    parts = dataset_parts(recipe.sources, samples, sliced=True)
-    operator = TextToImage(section.level, section.jpeg_quality)
+    parts = dataset_parts(recipe.sources, samples, SAMPLES_PER_MEDIA_PART)
+    own = {*SAMPLE_COLUMNS, "text"}
+    read = tuple(name for name in section.operator.text_columns if name not in own)
+    ocr = tuple(group for group in scores if group.table.endswith("/ocr")) if read else ()
     return Phase(
         table=f"documents/{recipe.dataset}",
         key="doc_id",
         schema=DOCUMENTS,
-        input=KeptInput(parts, decisions, captions, document=(recipe.dataset, "t2i")),
+        input=KeptInput(
+            parts,
+            decisions,
+            captions,
+            document=(recipe.dataset, section.task),
+            inversion=section.inversion,
+            inversion_seed=section.inversion_seed,
+            extra=ocr,
+            extra_columns=read,
+        ),
         num_parts=len(parts),
-        stages=(_stage((operator,), section.pool),),
-        spec={"dataset": recipe.dataset},
-        value_inputs=(*samples, captions),
+        stages=(_stage((section.operator,), section.pool),),
+        spec={"dataset": recipe.dataset, **seen_by(_gates(recipe), scores, ocr)},
+        value_inputs=(*samples, captions, *ocr),
         row_inputs=(decisions,),
+        row_filter=section.tasks,
         unit_rows=section.pool.unit_rows,
         facts={"level": section.level, "dataset": recipe.dataset},
     )
+
+
+def _gates(recipe: Recipe) -> dict[str, str | None]:
+    return {group.name: group.gate for group in score_groups(recipe)}
 
 
 def _stage(operators: tuple[Operator, ...], pool: Pool) -> Stage:

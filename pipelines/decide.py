@@ -1,56 +1,31 @@
 """Decisions: the recipe's rules over all score groups, in SQL, for every sample of a dataset.
 
 Rules apply in order; a quantile is taken over the rows that passed all earlier ones. NULL fails a
-rule as `<rule>:missing`. Then topics are balanced. Quantiles and caps become constants first (one
-scan each), so that every part is decided by itself: the driver holds one part at a time.
+rule as `<rule>:missing`. Then topics are balanced. One pass over the parts collects what quantiles
+and quotas are taken from; with these as constants every part is decided by itself in a second one.
 """
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra import catalog, runs
 from infra.config import ConfigError
 from infra.runs import Part, TableRecord
-from infra.schema import DECISIONS, uniform_sql
+from infra.schema import DECISIONS
 from infra.storage import Storage
+from pipelines.balance import Balance, absent_topics, copies_sql, prepare_quota
 from pipelines.progress import Progress, say
 from pipelines.rules import Rule, check_expression, check_rule, failure_sql, value_sql
 from pipelines.scored import ScoredPart, scores_sql
 
-
-@dataclass(frozen=True, kw_only=True)
-class Balance:
-    """Bound how often topics occur among the kept rows (paper, 5.2 and 5.4); seeded by row.
-
-    ``keep_rates``: share of a topic's rows to keep. ``temperature`` T: topics get shares
-    proportional to count^(1/T), the rarest topic kept whole. ``cap``: at most so many rows a topic.
-    Given together they apply in this order. Rows without a topic are not balanced.
-    """
-
-    by: str = "topic"
-    keep_rates: dict[str, float] = field(default_factory=dict)
-    temperature: float | None = None
-    cap: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for topic, rate in self.keep_rates.items():
-            if not 0 <= rate <= 1:
-                raise ValueError(f"keep_rates: {topic} is {rate}, expected a share in [0, 1]")
-        if self.temperature is not None and self.temperature < 1:
-            raise ValueError(f"temperature is {self.temperature}: 1 keeps all, more evens out")
-        if self.cap is not None and self.cap < 1:
-            raise ValueError(f"cap is {self.cap}: at least 1")
-
-    @property
-    def sampled(self) -> str:
-        return uniform_sql("sample_id", self.seed)
+Stage = Literal["decisions", "caption_decisions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +61,7 @@ class Decision:
     dataset: str
     parts: tuple[ScoredPart, ...]
     config: Decide
-    stage: Literal["decisions", "caption_decisions"] = "decisions"
+    stage: Stage = "decisions"
 
     @property
     def table(self) -> str:
@@ -118,20 +93,25 @@ def decide(storage: Storage, decision: Decision) -> TableRecord:
     folder = runs.version_of(decision.fingerprint)
     con = catalog.connect(storage, views=False)
     failures = prepare_cuts(con, storage, parts, config)
+    for topic in absent_topics(con, config.balance) if config.balance else ():
+        say(f"  note: balance names `{topic}`: no row that passed the rules of {table} has it")
     progress = Progress(table, sum(p.place.samples.parts[p.place.part].num_rows for p in parts))
     there = set(storage.names(f"{table}/{folder}"))
     written = []
     for number, part in enumerate(parts):
         file = f"{folder}/part-{number:05d}.parquet"
-        if file.rpartition("/")[2] not in there:
+        if file.rpartition("/")[2] in there:
+            rows = storage.read_table(f"{table}/{file}", ["status"])
+        else:
             rows = con.sql(decisions_sql(storage, (part,), config, failures)).to_arrow_table()
             storage.write_part(f"{table}/{file}", rows, DECISIONS, "sample_id")
-        status = storage.read_table(f"{table}/{file}", ["status"])["status"].to_pylist()
-        written.append(Part(file, len(status), status.count("failed")))
-        progress.add(len(status))
+        num_failed = len(rows.filter(pc.equal(rows["status"], "failed")))
+        written.append(Part(file, len(rows), num_failed))
+        progress.add(len(rows))
     con.close()
+    facts = {"inputs": [one.table for one in decision.inputs]}  # whose errors are its samples'
     record = TableRecord(
-        table, decision.fingerprint, decision.row_spec, "sample_id", tuple(written)
+        table, decision.fingerprint, decision.row_spec, "sample_id", tuple(written), facts
     )
     runs.finish(storage, record, {"decide": config}, decision.inputs, started)
     progress.close()
@@ -144,60 +124,71 @@ def prepare_cuts(
     parts: tuple[ScoredPart, ...],
     config: Decide,
 ) -> list[str]:
-    """Turn quantiles and caps into one-row tables; returns each rule's failure expression."""
-    base = scores_sql(storage, parts)
-    failures: list[str] = []
-    for number, rule in enumerate(config.rules):
-        cut = None
-        if rule.top is not None:
-            cut = f"cut_{number}"
-            passed = " AND ".join(["error IS NULL", *(f"({f}) IS NULL" for f in failures)])
-            scored = (
-                f"SELECT {value_sql(rule.expression)} AS score, sample_id FROM ({base}) "
-                f"WHERE {passed} AND score IS NOT NULL"
-            )
-            total = _scalar(con, f"SELECT count(*) FROM ({scored})")
-            # The rank of the last kept row: ties are ordered by sample_id, so it is exact.
-            # 0.07 of 100 rows is 7 of them, not the 8 that binary fractions round up to.
-            last = max(math.ceil(Fraction(str(rule.top)) * total), 1) - 1
-            con.execute(
-                f"CREATE TEMP TABLE {cut} AS SELECT score, sample_id FROM ({scored}) "
-                f"ORDER BY score DESC, sample_id LIMIT 1 OFFSET {last}"
-            )
-        failures.append(failure_sql(rule, cut))
+    """Make the one-row tables of quantiles (``cut_0`` ..) and the quota of topics in ``con``.
+
+    Returns each rule's failure expression over `scores_sql`. What is there of an earlier call is
+    replaced.
+    """
+    cuts = {n: f"cut_{n}" for n, rule in enumerate(config.rules) if rule.top is not None}
+    if cuts or config.balance:
+        _collect(con, storage, parts, config)
+    passed = "true"
+    for number, cut in cuts.items():
+        rule = config.rules[number]
+        scored = (
+            f"SELECT score_{number} AS score, sample_id FROM candidates "
+            f"WHERE {passed} AND first_failed > {number} AND score IS NOT NULL"
+        )
+        total = _scalar(con, f"SELECT count(*) FROM ({scored})")
+        # The rank of the last kept row: ties are ordered by sample_id, so it is exact.
+        # 0.07 of 100 rows is 7 of them, not the 8 that binary fractions round up to.
+        last = max(math.ceil(Fraction(str(rule.top)) * total), 1) - 1
+        # Scores alone are sorted, then the ids of those that equal the one at this rank.
+        con.execute(
+            f"CREATE OR REPLACE TEMP TABLE {cut} AS "
+            f"WITH scored AS NOT MATERIALIZED ({scored}), "
+            f"bound AS (SELECT score FROM scored ORDER BY score DESC LIMIT 1 OFFSET {last}), "
+            "above AS (SELECT count(*) FROM scored WHERE score > (FROM bound)) "
+            "SELECT score, sample_id FROM scored WHERE score = (FROM bound) "
+            f"ORDER BY sample_id LIMIT 1 OFFSET ({last} - (FROM above))"
+        )
+        passed += f" AND ({failure_sql(replace(rule, by=f'score_{number}'), cut)}) IS NULL"
     if config.balance:
-        _prepare_quota(con, base, failures, config.balance)
-    return failures
+        rows = f"SELECT topic, sample_id FROM candidates WHERE {passed}"
+        whole = f"{rows} AND first_failed = {len(config.rules)}"
+        prepare_quota(con, whole, config.balance)
+    con.execute("DROP TABLE IF EXISTS candidates")
+    return [failure_sql(rule, cuts.get(number)) for number, rule in enumerate(config.rules)]
 
 
-def _prepare_quota(
-    con: duckdb.DuckDBPyConnection, base: str, failures: list[str], balance: Balance
+def _collect(
+    con: duckdb.DuckDBPyConnection,
+    storage: Storage,
+    parts: tuple[ScoredPart, ...],
+    config: Decide,
 ) -> None:
-    """Table ``quota``: per topic the rate, and the last row under the cap."""
-    passed = " AND ".join(["error IS NULL", *(f"({f}) IS NULL" for f in failures)])
-    rows = f"SELECT {value_sql(balance.by)} AS topic, sample_id FROM ({base}) WHERE {passed}"
-    counts = con.execute(
-        f"SELECT topic, count(*) FROM ({rows}) WHERE topic IS NOT NULL GROUP BY topic"
-    ).fetchall()
-    rates = {topic: balance.keep_rates.get(topic, 1.0) for topic, _ in counts}
-    if balance.temperature is not None and counts:
-        left = {topic: count * rates[topic] for topic, count in counts if rates[topic] > 0}
-        share = {topic: n ** (1 / balance.temperature) / n for topic, n in left.items()}
-        most = max(share.values(), default=1.0)
-        rates |= {topic: rates[topic] * share[topic] / most for topic in share}
-    con.execute(
-        "CREATE TEMP TABLE quota (topic VARCHAR, rate DOUBLE, last_u DOUBLE, last_id VARCHAR)"
-    )
-    for topic, rate in sorted(rates.items()):
-        last: Any = (None, None)
-        if balance.cap is not None:
-            last = con.execute(
-                f"SELECT {balance.sampled} AS u, sample_id FROM ({rows}) "
-                f"WHERE topic = ? AND u < ? ORDER BY u, sample_id LIMIT 1 OFFSET {balance.cap - 1}",
-                [topic, rate],
-            ).fetchall()
-            last = last[0] if last else (None, None)
-        con.execute("INSERT INTO quota VALUES (?, ?, ?, ?)", [topic, rate, *last])
+    """Table ``candidates``: what quantiles and the quota ask of the rows that may reach them.
+
+    Columns: sample_id; ``score_<n>`` of each quantile; ``first_failed``, the number of the first
+    condition that the row fails, or of rules if none; topic. Rows that fail before the first
+    quantile are left out. Tables are read once and joined part by part, which takes the memory of
+    one part; what is collected may spill.
+    """
+    rules = config.rules
+    quantiles = [n for n, rule in enumerate(rules) if rule.top is not None]
+    conditions = {n: failure_sql(r, None) for n, r in enumerate(rules) if r.top is None}
+    first = min(quantiles, default=len(rules))
+    fails = [f"WHEN ({f}) IS NOT NULL THEN {n}" for n, f in conditions.items() if n > first]
+    failed = f"CASE {' '.join(fails)} ELSE {len(rules)} END" if fails else str(len(rules))
+    columns = ["sample_id", f"{failed} AS first_failed"]
+    columns += [f"{value_sql(rules[n].expression)} AS score_{n}" for n in quantiles]
+    if config.balance:
+        columns.append(f"{value_sql(config.balance.by)}::VARCHAR AS topic")
+    fine = ["error IS NULL", *(f"({f}) IS NULL" for n, f in conditions.items() if n < first)]
+    for number, part in enumerate(parts):
+        into = "INSERT INTO candidates" if number else "CREATE OR REPLACE TEMP TABLE candidates AS"
+        base = scores_sql(storage, (part,))
+        con.execute(f"{into} SELECT {', '.join(columns)} FROM ({base}) WHERE {' AND '.join(fine)}")
 
 
 def decisions_sql(
@@ -208,25 +199,22 @@ def decisions_sql(
     failed = f"list_filter([{', '.join(failures)}]::VARCHAR[], lambda x: x IS NOT NULL)"
     topic = f"{value_sql(config.balance.by)}::VARCHAR" if config.balance else "NULL::VARCHAR"
     judged = f"SELECT sample_id, error, {topic} AS topic, {failed} AS failed_rules FROM ({base})"
-    over = "false"
+    share = "1"
     if config.balance:
-        judged = (
-            f"SELECT j.*, rate, last_u, last_id FROM ({judged}) AS j LEFT JOIN quota USING (topic)"
-        )
-        u = config.balance.sampled
-        over = (
-            f"({u} >= coalesce(rate, 1) OR {u} > last_u OR ({u} = last_u AND sample_id > last_id))"
-        )
+        judged = f"SELECT * FROM ({judged}) LEFT JOIN quota USING (topic)"
+        # Only rows that passed need their u, an MD5 each.
+        passed = "error IS NULL AND len(failed_rules) = 0"
+        share = f"CASE WHEN {passed} THEN {copies_sql(config.balance)} END"
     return f"""
         SELECT sample_id,
           CASE WHEN error IS NOT NULL THEN 'failed'
-               WHEN len(failed_rules) > 0 OR over_quota THEN 'rejected' ELSE 'kept' END AS status,
+               WHEN len(failed_rules) > 0 OR share = 0 THEN 'rejected' ELSE 'kept' END AS status,
           CASE WHEN error IS NOT NULL THEN error.stage || ':' || error.type
                WHEN len(failed_rules) > 0 THEN failed_rules[1]
-               WHEN over_quota THEN 'balance:' || topic END AS reason,
+               WHEN share = 0 THEN 'balance:' || topic END AS reason,
           CASE WHEN error IS NOT NULL THEN []::VARCHAR[] ELSE failed_rules END AS failed_rules,
-          topic, (status = 'kept')::INTEGER AS copies
-        FROM (SELECT *, coalesce({over}, false) AS over_quota FROM ({judged}))
+          topic, if(status = 'kept', share, 0)::INTEGER AS copies
+        FROM (SELECT *, {share} AS share FROM ({judged}))
     """
 
 

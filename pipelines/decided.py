@@ -15,7 +15,7 @@ from infra import runs
 from infra.config import ConfigError, build
 from infra.runs import TableRecord
 from infra.storage import Storage
-from pipelines.decide import Decide, Decision, prepare_cuts
+from pipelines.decide import Decide, Decision, Stage, prepare_cuts
 from pipelines.inputs import dataset_parts
 from pipelines.rules import Rule
 from pipelines.scored import ScoredPart, scores_sql
@@ -69,9 +69,14 @@ class Decided:
         return found
 
 
-def decided(storage: Storage, dataset: str, sources: tuple[Source, ...]) -> Decided:
+def decided(
+    storage: Storage,
+    dataset: str,
+    sources: tuple[Source, ...],
+    stage: Stage = "decisions",
+) -> Decided:
     """The decisions of ``dataset`` over these sources. Raises ConfigError where there are none."""
-    record, run = _last_run(storage, dataset)
+    record, run = _last_run(storage, dataset, stage)
     config = _config(run)
     inputs = [table.split("/") for table in run["inputs"]]
     used = tuple(source for source in sources if ["samples", source.name] in inputs)
@@ -89,22 +94,26 @@ def decided(storage: Storage, dataset: str, sources: tuple[Source, ...]) -> Deci
         )
         for source in used
     }
-    for source, of_source in zip(used, samples, strict=True):
-        for group in groups[source.name]:
-            if len(group.parts) != len(of_source.parts):
-                raise ConfigError(
-                    f"{group.table} is older than its samples: run `nextscale curate`"
-                )
+    places = dataset_parts(used, samples)
+    duplicates = _of_dataset(storage, "duplicates", inputs)
+    captions = _of_dataset(storage, "captions", inputs)
     parts = tuple(
-        ScoredPart(place, groups[place.source.name]) for place in dataset_parts(used, samples)
+        ScoredPart(place, groups[place.source.name], duplicates, captions[0] if captions else None)
+        for place in places
     )
-    stale = Decision(dataset, parts, config).fingerprint != record.fingerprint
+    num_parts = {source.name: len(r.parts) for source, r in zip(used, samples, strict=True)}
+    aligned = [(group, num_parts[name]) for name in groups for group in groups[name]]
+    aligned += [(table, len(places)) for table in (*duplicates, *captions)]
+    for table, count in aligned:
+        if len(table.parts) != count:
+            raise ConfigError(f"{table.table} is older than its samples: run `nextscale curate`")
+    stale = Decision(dataset, parts, config, stage).fingerprint != record.fingerprint
     return Decided(storage, dataset, config, parts, stale)
 
 
-def rules(storage: Storage, dataset: str) -> tuple[Rule, ...]:
-    """The rules that made ``decisions/<dataset>``, in order. Raises ConfigError."""
-    return _config(_last_run(storage, dataset)[1]).rules
+def rules(storage: Storage, dataset: str, stage: Stage = "decisions") -> tuple[Rule, ...]:
+    """The rules that made ``<stage>/<dataset>``, in order. Raises ConfigError."""
+    return _config(_last_run(storage, dataset, stage)[1]).rules
 
 
 def run_of(storage: Storage, record: TableRecord) -> dict[str, Any] | None:
@@ -118,8 +127,13 @@ def run_of(storage: Storage, record: TableRecord) -> dict[str, Any] | None:
     return None
 
 
-def _last_run(storage: Storage, dataset: str) -> tuple[TableRecord, dict[str, Any]]:
-    table = f"decisions/{dataset}"
+def _of_dataset(storage: Storage, kind: str, inputs: list[list[str]]) -> tuple[TableRecord, ...]:
+    """The dataset's tables of a kind among the inputs of a run, in their order."""
+    return tuple(_load(storage, "/".join(table)) for table in inputs if table[0] == kind)
+
+
+def _last_run(storage: Storage, dataset: str, stage: Stage) -> tuple[TableRecord, dict[str, Any]]:
+    table = f"{stage}/{dataset}"
     record = _load(storage, table)
     run = run_of(storage, record)
     if run is None:

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,10 +23,13 @@ import ray
 from infra import runs
 from infra.cluster import require
 from infra.runs import Part, TableRecord
+from infra.schema import digest
 from infra.storage import Storage
+from pipelines.job import Job, Retry
 from pipelines.phase import Phase, check_columns
 from pipelines.progress import Progress, say
-from pipelines.workers import Job, SideWorker, UnitWorker
+from pipelines.work import Work
+from pipelines.workers import SideWorker, UnitWorker
 
 # A wave bounds what the driver holds: its units are listed, run and compacted before the next.
 WAVE_PARTS = 64
@@ -37,15 +41,20 @@ CPUS_PER_SIDE_WORKER = 32
 WORKER_RESTARTS = 8
 
 
-def run_phase(storage: Storage, phase: Phase) -> TableRecord:
+def run_phase(
+    storage: Storage, phase: Phase, retry: Retry | None = None, work: Work | None = None
+) -> TableRecord:
     """Bring the phase's table up to date and return its record; skip what is done.
 
-    Raises ConfigError before any work when an operator's columns are missing or a pool does not
-    fit into the session.
+    With ``retry``, the failed rows that it names are computed again in a table that is up to date,
+    and what does not change stays where it lies. ``work`` adds up what the run costs. Raises
+    ConfigError before any work when an operator's columns are missing or a pool does not fit into
+    the session.
     """
     check_columns(phase)
     old = runs.load_record(storage, phase.table)
-    if old is not None and old.fingerprint == phase.fingerprint:
+    again = old is not None and old.fingerprint == phase.fingerprint
+    if old is not None and again and (retry is None or not old.num_failed):
         say(f"  {phase.table:<28} up to date ({old.num_rows:,} rows)")
         return old
     require(
@@ -64,27 +73,49 @@ def run_phase(storage: Storage, phase: Phase) -> TableRecord:
         and old.key == phase.key
         and len(old.parts) == phase.num_parts
     )
-    folder = f"{phase.table}/{runs.version_of(phase.fingerprint)}"
-    job = Job(storage, phase, folder, old if reusable else None)
-    parts = tuple(_finish_parts(job))
+    folder = runs.version_of(phase.fingerprint)
+    if old is not None and again:
+        # A killed retry goes on only with the same rows: they depend on what is tried.
+        folder = runs.version_of(digest(old.version, str(retry)))
+    if phase.prepare is not None:
+        phase.prepare(storage)
+        phase = replace(phase, prepare=None)  # workers need not know
+    job = Job(
+        storage, phase, f"{phase.table}/{folder}", old if reusable else None, retry, bool(again)
+    )
+    work = work or Work()
+    parts = tuple(_finish_parts(job, work))
     record = TableRecord(
         phase.table, phase.fingerprint, phase.row_spec, phase.key, parts, phase.facts
     )
-    storage.remove(f"{folder}/_units")
+    storage.remove(f"{job.folder}/_units")
+    if old is not None and again and record.version == old.version:
+        # Nothing has changed, so nothing that depends on it has to be looked at.
+        storage.remove(job.folder)
+        record = old
     spec = {"operators": phase.operators, **phase.spec}
-    runs.finish(storage, record, spec, (*phase.value_inputs, *phase.row_inputs), started)
+    inputs = (*phase.value_inputs, *phase.row_inputs)
+    runs.finish(storage, record, spec, inputs, started, work.told(retry))
     return record
 
 
-def _finish_parts(job: Job) -> Iterator[Part]:
+def _finish_parts(job: Job, work: Work) -> Iterator[Part]:
     """All parts of the output, in order, computing in waves those that are not there yet."""
     for first in range(0, job.phase.num_parts, WAVE_PARTS):
         wave = range(first, min(first + WAVE_PARTS, job.phase.num_parts))
         there = set(job.storage.names(job.folder))
         missing = [part for part in wave if job.part_file(part) not in there]
-        if missing:
-            _run_wave(job, missing)
-        yield from _few_at_a_time("describe", job, wave)
+        stay = _run_wave(job, missing, work) if missing else set()
+        made = _few_at_a_time("describe", job, [part for part in wave if part not in stay])
+        for number in wave:
+            if number in stay:
+                assert job.previous is not None
+                yield job.previous.parts[number]
+                continue
+            part, num_tried, num_recovered = next(made)
+            work.counts["rows_retried"] += num_tried
+            work.counts["rows_recovered"] += num_recovered
+            yield part
 
 
 def _few_at_a_time(task: str, job: Job, parts: Sequence[int]) -> Iterator[Any]:
@@ -99,10 +130,13 @@ def _few_at_a_time(task: str, job: Job, parts: Sequence[int]) -> Iterator[Any]:
         yield ray.get(running.popleft())
 
 
-def _run_wave(job: Job, parts: Sequence[int]) -> None:
-    counts = list(_few_at_a_time("count", job, parts))
+def _run_wave(job: Job, parts: Sequence[int], work: Work) -> set[int]:
+    """Compute and compact these parts; returns those that stay as they are."""
+    counted = dict(zip(parts, _few_at_a_time("count", job, parts), strict=True))
+    counts = {part: count for part, count in counted.items() if count is not None}
+    parts = list(counts)
     size = job.phase.unit_rows
-    starts = {part: list(range(0, n, size)) for part, n in zip(parts, counts, strict=True)}
+    starts = {part: list(range(0, n, size)) for part, n in counts.items()}
     done = set(job.storage.names(f"{job.folder}/_units"))
     todo = [
         {"part": part, "start": start}
@@ -124,22 +158,24 @@ def _run_wave(job: Job, parts: Sequence[int]) -> None:
         if not open_units[part]:
             compact_soon(part)
     if todo:
-        total = sum(min(size, counts[parts.index(u["part"])] - u["start"]) for u in todo)
+        total = sum(min(size, counts[u["part"]] - u["start"]) for u in todo)
         progress = Progress(job.phase.table, total)
         failed = 0
         for summary in _summaries(job, todo):
+            work.add(job.phase, summary)
             part = summary["part"]
             # What went in: a file of a source may become thousands of rows.
-            progress.add(min(size, counts[parts.index(part)] - summary["start"]))
+            progress.add(min(size, counts[part] - summary["start"]))
             failed += summary["num_failed"]
             open_units[part] -= 1
             if not open_units[part]:
                 compact_soon(part)
         progress.close(f"{failed:,} failed" if failed else "")
     ray.get(list(compactions))
+    return counted.keys() - counts.keys()
 
 
-def _summaries(job: Job, units: list[dict[str, int]]) -> Iterator[dict[str, int]]:
+def _summaries(job: Job, units: list[dict[str, int]]) -> Iterator[dict[str, Any]]:
     try:
         yield from _dataset(job, units).iter_rows()
     except ray.exceptions.RayActorError as error:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from infra import runs
+from infra import catalog, runs
 from infra.config import ConfigError
 from infra.runs import Part, TableRecord
 from infra.storage import Storage
@@ -32,12 +33,16 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PackPhase:
-    """Packs of a dataset's tokens: what they are made from, and how."""
+    """Packs of a dataset's tokens: what they are made from, and how.
+
+    ``decisions`` say how often a document is packed (`read_copies`).
+    """
 
     name: str
     tokens: TableRecord
     packing: Packing
     coefficients: Coefficients
+    decisions: tuple[TableRecord, ...] = ()  # the stages that judged the documents' samples
 
     @property
     def table(self) -> str:
@@ -48,9 +53,13 @@ class PackPhase:
         return {"packing": self.packing, "coefficients": self.coefficients}
 
     @property
+    def inputs(self) -> tuple[TableRecord, ...]:
+        return (self.tokens, *self.decisions)
+
+    @property
     def row_spec(self) -> str:
         # Which documents share a pack depends on all of them.
-        return runs.fingerprint(runs.row_spec(self.spec, []), [self.tokens])
+        return runs.fingerprint(runs.row_spec(self.spec, []), self.inputs)
 
     @property
     def fingerprint(self) -> str:
@@ -99,7 +108,12 @@ def write_packs(storage: Storage, phase: PackPhase) -> TableRecord:
     if not lengths.doc_ids:
         raise ConfigError(f"{phase.tokens.table} holds no document to pack: see `nextscale stats`")
     costs = cost(lengths.num_tokens, lengths.num_loss, lengths.num_pairs, phase.coefficients)
-    made = plan(lengths.doc_ids, lengths.num_tokens, costs, phase.packing)
+    copies = read_copies(storage, phase, lengths.doc_ids)
+    if not copies.any():
+        raise ConfigError(
+            f"{phase.table}: the decisions leave no document a copy: loosen `balance`"
+        )
+    made = plan(lengths.doc_ids, lengths.num_tokens, costs, phase.packing, copies=copies)
     if not made.num_packs:
         raise ConfigError(
             f"no document fits into a pack ({made.rejected()}): raise pack.packing.tokens_per_pack"
@@ -122,7 +136,7 @@ def write_packs(storage: Storage, phase: PackPhase) -> TableRecord:
     record = TableRecord(
         phase.table, phase.fingerprint, phase.row_spec, "pack", (part,), told | vars(facts)
     )
-    runs.finish(storage, record, phase.spec, [phase.tokens], started)
+    runs.finish(storage, record, phase.spec, phase.inputs, started)
     return record
 
 
@@ -155,6 +169,32 @@ def _read_lengths(storage: Storage, tokens: TableRecord) -> _Lengths:
         for column, values in zip(columns, [np.full_like(rows, part), rows, *numbers], strict=True):
             column.append(values)
     return _Lengths(ids, *(np.concatenate([np.zeros(0, np.int64), *c]) for c in columns))
+
+
+def read_copies(storage: Storage, phase: PackPhase, doc_ids: list[str]) -> Ints:
+    """How often each document is packed: the least of its samples' copies.
+
+    A sample's copies are the product over the stages that judged it; 1 where none did.
+    """
+    if not phase.decisions:
+        return np.ones(len(doc_ids), np.int64)
+    stages = [f"{catalog.scan(storage, r)} AS d{i}" for i, r in enumerate(phase.decisions)]
+    judged = " FULL JOIN ".join(
+        [stages[0], *(f"{stage} USING (sample_id)" for stage in stages[1:])]
+    )
+    product = " * ".join(f"coalesce(d{i}.copies, 1)" for i in range(len(stages)))
+    tokens = catalog.scan(storage, phase.tokens)
+    with catalog.connect(storage, views=False) as con:
+        # Only what differs from 1 comes into this process.
+        found = con.sql(
+            "SELECT doc_id, min(coalesce(copies, 1))::BIGINT AS copies "
+            f"FROM (SELECT doc_id, unnest(sample_ids) AS sample_id FROM {tokens}) "
+            f"LEFT JOIN (SELECT sample_id, {product} AS copies FROM {judged}) USING (sample_id) "
+            "GROUP BY doc_id HAVING min(coalesce(copies, 1)) <> 1"
+        ).to_arrow_table()
+    row = pc.index_in(pa.array(doc_ids, pa.string()), found["doc_id"].combine_chunks())
+    copies = pc.fill_null(found["copies"].combine_chunks().take(row), 1)
+    return copies.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _write_shards(storage: Storage, phase: PackPhase, lengths: _Lengths, made: Plan) -> pa.Table:

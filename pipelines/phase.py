@@ -3,7 +3,7 @@
 A phase turns part k of its input into part k of its output; `pipelines.execution` runs it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +14,12 @@ from infra.config import ConfigError
 from infra.runs import TableRecord
 from infra.storage import Storage
 
-TRANSIENT = ("bytes", "image")  # pixels and files live inside a phase only
+TRANSIENT = ("bytes", "image")
+
+
+def is_transient(column: str) -> bool:
+    """Whether a column lives inside a phase only: files, pixels and the features of towers."""
+    return column in TRANSIENT or column.startswith("features:")
 
 
 class Operator(Protocol):
@@ -72,6 +77,8 @@ class Phase:
     row_filter: str | None = None  # as does a gate
     unit_rows: int = 256
     facts: dict[str, Any] = field(default_factory=dict)
+    # Called once before work, with the storage; not when a phase is only looked at.
+    prepare: Callable[[Storage], None] | None = None
 
     @property
     def row_spec(self) -> str:

@@ -15,14 +15,24 @@ from typing import Any, Literal
 
 from infra.storage import Storage
 from operators.aesthetics import Aesthetics
+from operators.borders import Borders
 from operators.caption import Caption
 from operators.clarity import Clarity
+from operators.colour import Colour
+from operators.image_embedding import ImageEmbedding
+from operators.image_text import ImageText
+from operators.language import Language
+from operators.nsfw import Nsfw
 from operators.perceptual_hash import PerceptualHash
 from operators.probe import Probe
 from operators.similarity import CaptionSimilarity
+from operators.text_in_image import TextInImage
 from operators.topics import Topics
+from operators.watermark import Watermark
 from packing.plan import Packing
 from pipelines.decide import Decide
+from pipelines.duplicates import Duplicates
+from pipelines.rules import Rule
 from pipelines.source import Source
 from tokenize_offline.extract_codes import ExtractCodes
 
@@ -52,6 +62,8 @@ class Cheap:
     probe: Probe = field(default_factory=Probe)
     perceptual_hash: PerceptualHash = field(default_factory=PerceptualHash)
     clarity: Clarity = field(default_factory=Clarity)
+    borders: Borders = field(default_factory=Borders)
+    colour: Colour = field(default_factory=Colour)
     pool: Pool = field(default_factory=Pool)
 
 
@@ -63,30 +75,112 @@ class Models:
     aesthetics: Aesthetics | None = field(default_factory=Aesthetics)
     topics: Topics | None = field(default_factory=Topics)
     similarity: CaptionSimilarity | None = None
+    nsfw: Nsfw | None = None
+    watermark: Watermark | None = None
     pool: Pool = field(default_factory=Pool)
+
+    def __post_init__(self) -> None:
+        if self.similarity is not None and self.similarity.of != "caption":
+            raise ValueError("models.similarity is of given captions: say captions.similarity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ocr:
+    """Text in the pictures: dear, so for samples that its gate lets through."""
+
+    gate: str | None = None
+    operator: TextInImage = field(default_factory=TextInImage)
+    pool: Pool = field(default_factory=Pool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """A vector per picture, for semantic duplicates; rules cannot name it."""
+
+    gate: str | None = None
+    operator: ImageEmbedding = field(default_factory=ImageEmbedding)
+    pool: Pool = field(default_factory=Pool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vllm:
+    """How many engines run and how they are fed; what they run stands in the `Caption`.
+
+    ``engines``: copies of the model, each on tensor_parallel_size x pipeline_parallel_size GPUs of
+    ``engine_kwargs``. ``cpu_workers``: processes of each of the stages in front of the engine (make
+    questions, prepare pictures, fill in the chat template, tokenize), three CPUs together.
+    ``batch_rows`` x ``batches`` questions are inside an engine at a time.
+    """
+
+    engines: int = 1
+    batch_rows: int = 32
+    batches: int = 8
+    cpu_workers: int = 1
+    accelerator_type: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("engines", "batch_rows", "batches", "cpu_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Where captions come from: given with the samples, or a vision-language endpoint."""
+    """Where captions come from: given with the samples, an endpoint, or vLLM in the cluster.
+
+    ``similarity`` scores the new text as ``text_similarity``; ``rules`` judge captioned samples by
+    it, by ``checks``, ``style`` and by all other scores.
+    """
 
     operator: Caption = field(default_factory=Caption)
+    similarity: CaptionSimilarity | None = None
+    rules: tuple[Rule, ...] = ()
+    vllm: Vllm = field(default_factory=Vllm)
     pool: Pool = field(default_factory=Pool)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Texts:
+    """How texts, instructions and chats become documents, where the sources hold them."""
+
+    language: Language | None = field(default_factory=Language)
+    loss_on: Literal["all", "responses"] = "all"
+    pool: Pool = field(default_factory=lambda: Pool(unit_rows=4096, batch_rows=256))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Documents:
-    """Text-to-image documents at the recipe's highest level."""
+    """Documents of a picture and its text, at the recipe's highest level (`operators.image_text`).
+
+    ``inversion``: the share of text-to-image documents that become captioning ones; the paper
+    (6.7) took 0.1 late in pre-training.
+    """
 
     level: int = 256
     jpeg_quality: int = 95
+    task: Literal["t2i", "i2t"] = "t2i"
+    inversion: float = 0.0
+    inversion_seed: int = 0
+    prompts: tuple[str, ...] = ()
+    text: tuple[str, ...] = ("{text}",)
     pool: Pool = field(default_factory=Pool)
 
     def __post_init__(self) -> None:
-        if self.level not in (256, 512, 1024):
-            raise ValueError(f"level is {self.level}: choose 256, 512 or 1024")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality is {self.jpeg_quality}, expected 1 to 100")
+        if not 0 <= self.inversion <= 1:
+            raise ValueError(f"inversion is {self.inversion}, expected a share in [0, 1]")
+        if self.inversion and self.task != "t2i":
+            raise ValueError(f"inversion is {self.inversion}, but only t2i documents turn over")
+        _ = self.operator
+
+    @property
+    def operator(self) -> ImageText:
+        return ImageText(self.level, self.jpeg_quality, self.prompts, self.text)
+
+    @property
+    def tasks(self) -> str:
+        """What says which documents there are: their ids hold the task."""
+        turned = f", {self.inversion} of it turned over, seed {self.inversion_seed}"
+        return self.task + (turned if self.inversion else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +209,13 @@ class Recipe:
     sources: tuple[Source, ...]
     cheap: Cheap = field(default_factory=Cheap)
     models: Models | None = field(default_factory=Models)
+    ocr: Ocr | None = None
+    embeddings: Embeddings | None = None
+    duplicates: Duplicates | None = None
     decide: Decide = field(default_factory=Decide)
     captions: Captions = field(default_factory=Captions)
     documents: Documents = field(default_factory=Documents)
+    text: Texts = field(default_factory=Texts)
     tokenize: Tokenize | None = None
     pack: Pack | None = None
     train: dict[str, Any] | None = None  # trainer.config.TrainConfig without `packs`
@@ -131,13 +229,35 @@ class Recipe:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"source name `{name}` stands twice: ids would repeat")
-        if self.tokenize and self.tokenize.operator.level > self.documents.level:
+        pictures = bool(self.sources) and not self.holds_texts
+        if pictures and self.tokenize and self.tokenize.operator.level > self.documents.level:
             raise ValueError(
                 f"tokenize.operator.level is {self.tokenize.operator.level}, the documents hold "
                 f"pictures of level {self.documents.level}: raise documents.level"
             )
         if self.pack and self.pack.cost_model == "trained" and self.train is None:
             raise ValueError("pack.cost_model is `trained`: add a `train` section")
+        if len({source.media for source in self.sources}) > 1:
+            raise ValueError("sources hold pictures and texts: give each kind a recipe of its own")
+        if self.duplicates and self.duplicates.semantic and self.embeddings is None:
+            raise ValueError("duplicates.semantic compares embeddings: add `embeddings: {}`")
+
+        if self.holds_texts:
+            given = {
+                "ocr": self.ocr is not None,
+                "embeddings": self.embeddings is not None,
+                "captions": self.captions != Captions(),
+                "documents": self.documents != Documents(),
+            }
+            for section in (name for name, there in given.items() if there):
+                raise ValueError(f"`{section}` is for pictures, the sources are texts: remove it")
+        elif self.text != Texts():
+            raise ValueError("`text` is for texts, the sources are pictures: remove it")
+
+    @property
+    def holds_texts(self) -> bool:
+        """Whether the sources are texts, and not pictures."""
+        return self.sources[0].media == "text"
 
     @property
     def tokens_name(self) -> str:
@@ -147,7 +267,9 @@ class Recipe:
 
     def pools(self, curate_only: bool = False) -> dict[str, Pool]:
         """The workers of every phase, by section."""
-        sections = ["cheap", "models", "captions", "documents"]
+        sections = ["cheap", "models", "ocr", "embeddings", "captions", "documents"]
+        if self.holds_texts:
+            sections = ["text"]
         if not curate_only:
             sections.append("tokenize")
         found = {name: getattr(self, name) for name in sections}

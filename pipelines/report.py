@@ -1,12 +1,15 @@
-"""``nextscale report RECIPE``: one HTML file that shows what became of a dataset, with pictures.
+"""``nextscale report RECIPE``: an HTML file that shows what became of a dataset, with pictures.
 
 Funnel, every rule with its scores and its cut, pictures kept, rejected and just at a cut, failures,
 topics, captions, tokens, packs and training, as far as the tables are there.
 """
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import duckdb
 
@@ -20,13 +23,17 @@ from pipelines.decided import Decided, decided
 from pipelines.recipe import Recipe
 from pipelines.report_cuts import rule_sections
 from pipelines.train_packs import train_config
+from pipelines.what_if_page import write_what_if
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHEET_PICTURES = 24
+WHAT_IF = "-what-if.html"  # beside the report, after its name
 EDGE_PICTURES = 6  # on either side of a cut
 MAX_REASONS = 12
 MAX_FAILURES = 100
 FAILURES_OF_A_KIND = 10
+LARGEST_GROUPS = 6  # of duplicates, by kind
+GROUP_PICTURES = 4
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,29 @@ class Sheet:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Some pictures of a group of ``rows`` duplicates, the one to keep first."""
+
+    rows: int
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Duplicates of a kind: ``groups`` of two of the ``rows`` compared and more.
+
+    ``copies`` are in them beside those to keep. ``crowded``: comparisons that were left out.
+    """
+
+    kind: str
+    rows: int
+    groups: int
+    copies: int
+    crowded: int
+    largest: list[Group]
+
+
+@dataclass(frozen=True)
 class Failure:
     key: str
     source: str
@@ -59,16 +89,21 @@ class Failure:
 
 
 def write_report(recipe: Recipe, path: str | None = None, log: str | None = None) -> str:
-    """Write the page to ``path`` (default: report.html in the workspace) and return where it is.
+    """Write the page to ``path`` (default: report.html in the workspace); return where it is.
 
     ``log`` is a trainer's log of JSON lines (default: that of the dataset's packs, if there).
     Raises ConfigError where there are no decisions yet, or no ``log`` at the path given.
     """
     storage = recipe.storage
     made = decided(storage, recipe.dataset, recipe.sources)
+    path = path or storage.path("report.html")
+    folder, name = os.path.split(path)
+    what_if = os.path.splitext(name)[0] + WHAT_IF
     with catalog.connect(storage) as con:
-        page = html.render(TEMPLATES, "report.html", **_sections(con, recipe, made, log))
-    return html.write_page(path or storage.path("report.html"), page)
+        sections = _sections(con, recipe, made, log)
+    page = html.render(TEMPLATES, "report.html", what_if=quote(what_if), **sections)
+    write_what_if(recipe, made, os.path.join(folder, what_if))
+    return html.write_page(path, page)
 
 
 def _sections(
@@ -84,6 +119,7 @@ def _sections(
     def show(choices: list[Choice]) -> list[Picture]:
         return pictures(con, recipe.sources, dataset, choices)
 
+    duplicates = {record.table: record for part in made.parts for record in part.duplicates}
     return {
         "dataset": dataset,
         "workspace": storage.path(),
@@ -94,6 +130,7 @@ def _sections(
         "sheets": [
             Sheet(name, n, show(choices)) for name, n, choices in _chosen(con, storage, dataset)
         ],
+        "duplicates": [_copies(con, storage, one, show) for one in duplicates.values()],
         "failures": _failures(con, storage, made),
         "topics": stats.topics(con, made),
         "captions": captions and later.caption_section(con, storage, captions),
@@ -124,33 +161,77 @@ def funnel_bars(steps: list[tuple[str, int]]) -> list[Bar]:
 def _chosen(
     con: duckdb.DuckDBPyConnection, storage: Storage, dataset: str
 ) -> list[tuple[str, int, list[Choice]]]:
-    """(name, samples, choice) for what is kept and for each reason of rejection, most first."""
-    reasons = con.execute(
-        "SELECT reason, count(*) AS n FROM decisions WHERE dataset = ? AND status <> 'failed' "
-        "GROUP BY reason ORDER BY reason IS NOT NULL, n DESC, reason LIMIT ?",
-        [dataset, MAX_REASONS + 1],
-    ).fetchall()
+    """(name, samples, choice) for what is kept and for each reason of rejection, most first.
+
+    What is kept by the decisions may be rejected later: by rules on captions, or as too small.
+    """
+    later = _rejected_later(storage, dataset)
+    now = (
+        f"SELECT sample_id, reason FROM decisions WHERE dataset = {catalog.literal(dataset)} "
+        "AND status <> 'failed' "
+        f"AND (status = 'rejected' OR sample_id NOT IN (SELECT sample_id FROM ({later})))"
+    )
     found = []
-    for reason, total in reasons:
-        rows = con.execute(
-            "SELECT sample_id FROM decisions WHERE dataset = ? AND status <> 'failed' "
-            f"AND reason IS NOT DISTINCT FROM ? ORDER BY {PICK_ORDER} LIMIT ?",
-            [dataset, reason, SHEET_PICTURES],
+    for word, ends in (("rejected", now), ("rejected later", later)):
+        reasons = con.execute(
+            f"SELECT reason, count(*) AS n FROM ({ends}) GROUP BY reason "
+            "ORDER BY reason IS NOT NULL, n DESC, reason LIMIT ?",
+            [MAX_REASONS + 1],
         ).fetchall()
-        name = "kept" if reason is None else f"rejected: {reason}"
-        found.append((name, total, [Choice(sample_id) for (sample_id,) in rows]))
-    if runs.load_record(storage, f"documents/{dataset}") is not None:
-        small = con.execute(
-            "SELECT sample_id, error.stage, count(*) OVER () FROM (SELECT error, "
-            "unnest(sample_ids) AS sample_id FROM documents WHERE dataset = ? AND error.type = ?) "
-            f"ORDER BY {PICK_ORDER} LIMIT ?",
-            [dataset, stats.TOO_SMALL, SHEET_PICTURES],
-        ).fetchall()
-        if small:
-            _, stage, total = small[0]
-            choices = [Choice(sample_id) for sample_id, *_ in small]
-            found.append((f"rejected later: {stage}:{stats.TOO_SMALL}", total, choices))
+        for reason, total in reasons:
+            rows = con.execute(
+                f"SELECT sample_id FROM ({ends}) WHERE reason IS NOT DISTINCT FROM ? "
+                f"ORDER BY {PICK_ORDER} LIMIT ?",
+                [reason, SHEET_PICTURES],
+            ).fetchall()
+            name = "kept" if reason is None else f"{word}: {reason}"
+            found.append((name, total, [Choice(sample_id) for (sample_id,) in rows]))
     return found
+
+
+def _rejected_later(storage: Storage, dataset: str) -> str:
+    """SQL of samples that are kept at first, and why captions or documents reject them."""
+    selects = ["SELECT sample_id, reason FROM decisions WHERE false"]
+    judged = runs.load_record(storage, f"caption_decisions/{dataset}")
+    documents = runs.load_record(storage, f"documents/{dataset}")
+    if judged is not None:
+        scan = catalog.scan(storage, judged)
+        selects.append(f"SELECT sample_id, reason FROM {scan} WHERE status = 'rejected'")
+    if documents is not None:
+        selects.append(
+            "SELECT unnest(sample_ids), error.stage || ':' || error.type "
+            f"FROM {catalog.scan(storage, documents)} "
+            f"WHERE error.type = {catalog.literal(stats.TOO_SMALL)}"
+        )
+    return (
+        f"SELECT sample_id, reason FROM ({' UNION ALL '.join(selects)}) SEMI JOIN "
+        f"(SELECT sample_id FROM decisions WHERE dataset = {catalog.literal(dataset)} "
+        "AND status = 'kept') USING (sample_id)"
+    )
+
+
+def _copies(
+    con: duckdb.DuckDBPyConnection,
+    storage: Storage,
+    record: TableRecord,
+    show: Callable[[list[Choice]], list[Picture]],
+) -> Copies:
+    """A table of duplicates, with its largest groups."""
+    facts = record.facts
+    sizes = dict(facts["largest"][:LARGEST_GROUPS])
+    members = con.execute(
+        f'SELECT "group", sample_id FROM {catalog.scan(storage, record)} '
+        'WHERE "group" IN (SELECT unnest($groups::VARCHAR[])) QUALIFY row_number() OVER '
+        f'(PARTITION BY "group" ORDER BY NOT representative, {PICK_ORDER}) <= $pictures '
+        f'ORDER BY "group", NOT representative, {PICK_ORDER}',
+        {"groups": list(sizes), "pictures": GROUP_PICTURES},
+    ).fetchall()
+    shown = []
+    for group, rows in sizes.items():
+        shown.append(Group(rows, show([Choice(one) for of, one in members if of == group])))
+    kind = record.table.rpartition("/")[2]
+    crowded = facts.get("crowded", 0)
+    return Copies(kind, record.num_rows, facts["groups"], facts["copies"], crowded, shown)
 
 
 def _failures(con: duckdb.DuckDBPyConnection, storage: Storage, made: Decided) -> list[Failure]:

@@ -17,10 +17,34 @@ from pipelines.histograms import Histogram, histogram
 
 
 @dataclass(frozen=True)
+class StyleCount:
+    """Answers in a style: how many were drawn, stand as the text, failed, do not pass a check.
+
+    Tokens are sums, as far as the engine counted; latencies, in seconds, are approximate quantiles.
+    """
+
+    style: str
+    drawn: int
+    taken: int
+    failed: int
+    unchecked: int
+    prompt_tokens: int
+    tokens: int
+    median_s: float | None
+    slow_s: float | None  # the 95th percentile
+
+
+@dataclass(frozen=True)
 class CaptionSection:
-    """Captions by their makers (engine, model, captions, failed, failing a check), and lengths."""
+    """Captions by their makers (engine, model, captions, failed, failing a check), and lengths.
+
+    ``checks`` and ``failures``: name and number of captions.
+    """
 
     makers: list[tuple[str, str, int, int, int]]
+    styles: list[StyleCount]
+    checks: list[tuple[str, int]]
+    failures: list[tuple[str, int]]
     lengths: BarChart | None
 
 
@@ -65,9 +89,37 @@ def caption_section(
         "SELECT coalesce(engine, 'none'), coalesce(model, ''), count(*), count(error), "
         f"count(*) FILTER (len(checks) > 0) FROM {scan} GROUP BY ALL ORDER BY 3 DESC, 1, 2 LIMIT 20"
     ).fetchall()
+    checks = con.execute(
+        f"SELECT unnest(checks) AS name, count(*) AS n FROM {scan} "
+        "GROUP BY name ORDER BY n DESC, name LIMIT 20"
+    ).fetchall()
+    failures = con.execute(
+        f"SELECT error.type, count(*) AS n FROM {scan} WHERE error IS NOT NULL "
+        "GROUP BY ALL ORDER BY n DESC, 1 LIMIT 20"
+    ).fetchall()
     rows = f"SELECT length(text) AS characters FROM {scan} WHERE error IS NULL"
     lengths = histogram(con, rows, "characters")
-    return CaptionSection(makers, _chart(lengths))
+    return CaptionSection(makers, _styles(con, scan), checks, failures, _chart(lengths))
+
+
+def _styles(con: duckdb.DuckDBPyConnection, scan: str) -> list[StyleCount]:
+    """The styles of a table of captions; none where it is older than they are."""
+    names = {name for name, *_ in con.execute(f"DESCRIBE SELECT * FROM {scan}").fetchall()}
+    if "variants" not in names:
+        return []
+    columns = "style, checks, num_prompt_tokens, num_tokens, latency_s, error"
+    several = ", ".join(f"v.{name}" for name in columns.split(", "))
+    found = con.execute(
+        "SELECT coalesce(style, 'the prompt'), count(*) AS drawn, count(*) FILTER (taken), "
+        "count(error), count(*) FILTER (len(checks) > 0), "
+        "coalesce(sum(num_prompt_tokens), 0)::BIGINT, coalesce(sum(num_tokens), 0)::BIGINT, "
+        "approx_quantile(latency_s, 0.5), approx_quantile(latency_s, 0.95) FROM ("
+        f"SELECT {columns}, true AS taken FROM {scan} WHERE variants IS NULL AND error IS NULL "
+        f"UNION ALL SELECT {several}, v.style IS NOT DISTINCT FROM chosen AS taken FROM ("
+        f"SELECT if(error IS NULL, style, NULL) AS chosen, unnest(variants) AS v FROM {scan})"
+        ") GROUP BY style ORDER BY drawn DESC, style LIMIT 20"
+    ).fetchall()
+    return [StyleCount(*row) for row in found]
 
 
 def token_section(

@@ -1,16 +1,21 @@
-"""All that rules may ask of a dataset's samples, as one SQL select over its tables."""
+"""All that rules may ask of a dataset's samples: columns, and one SQL select over its tables."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from infra import catalog
 from infra.catalog import quote
 from infra.runs import TableRecord
+from infra.schema import ERROR, SAMPLES, column
 from infra.storage import Storage
 from pipelines.inputs import DatasetPart
+from pipelines.phase import Operator, is_transient
 
 SAMPLE_COLUMNS = ("sample_id", "source", "key", "caption", "metadata")
+SAMPLE_ID = column("sample_id", pa.string(), "", "the sample")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,27 @@ class ScoredPart:
     def tables(self) -> tuple[TableRecord, ...]:
         captions = () if self.captions is None else (self.captions,)
         return (self.place.samples, *self.groups, *self.duplicates, *captions)
+
+
+def score_schema(operators: Sequence[Operator], stored: Sequence[pa.Schema] = ()) -> pa.Schema:
+    """The stored columns of a score group: what its operators write, less what is stored before."""
+    known = {name for schema in stored for name in schema.names}
+    written = [f for operator in operators for f in operator.writes if not is_transient(f.name)]
+    return pa.schema([SAMPLE_ID, *(f for f in written if f.name not in known), ERROR])
+
+
+def rule_columns(*groups: pa.Schema) -> pa.Schema:
+    """The typed columns that rules may name."""
+    fields = [SAMPLES.field(name) for name in SAMPLE_COLUMNS]
+    fields += [f for group in groups for f in group if f.name not in ("sample_id", "error")]
+    return pa.schema([field.remove_metadata() for field in fields])
+
+
+def duplicate_columns(kinds: Sequence[str]) -> list[pa.Field]:
+    """What rules may ask of duplicates of these kinds."""
+    both = [(f"{kind}_group", pa.string()) for kind in kinds]
+    both += [(f"{kind}_duplicate", pa.bool_()) for kind in kinds]
+    return [pa.field(*one) for one in both]
 
 
 def scores_sql(storage: Storage, parts: tuple[ScoredPart, ...]) -> str:

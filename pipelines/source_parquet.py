@@ -1,6 +1,8 @@
-"""Parquet files with image bytes, the Hugging Face image struct, or URIs of images."""
+"""Parquet files: image bytes, the Hugging Face image struct, URIs of images, texts and chats."""
 
 import json
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -8,7 +10,9 @@ import pyarrow.parquet as pq
 
 from infra.schema import sample_id
 from infra.storage import Storage
+from operators.text_probe import TextError
 from pipelines.source import Entry, File, Source
+from pipelines.source_jsonl import sample_bytes
 
 
 class _WrongSchemaError(ValueError):
@@ -19,7 +23,7 @@ _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError,
 
 
 def list_entries(source: Source, files: list[File]) -> tuple[list[Entry], int]:
-    """The Parquet files, and how many others. Raises ValueError where images cannot be there."""
+    """The Parquet files, and how many others. Raises ValueError where media cannot be there."""
     found = [
         Entry(uri, None, size, f"{size}|{v}") for uri, size, v in files if uri.endswith(".parquet")
     ]
@@ -33,50 +37,43 @@ def list_entries(source: Source, files: list[File]) -> tuple[list[Entry], int]:
     return found, len(files) - len(found)
 
 
-def index(source: Source, storage: Storage, entries: pa.Table) -> list[dict[str, Any]]:
-    """Rows of `samples` for all rows of these files; the pictures stay where they are."""
-    rows: list[dict[str, Any]] = []
+def index(source: Source, storage: Storage, entries: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows of `samples` for all rows of these files; pictures and texts stay where they are."""
     for uri in entries["uri"].to_pylist():
         try:
             with storage.open(uri) as file:
-                rows += _index_file(source, uri, pq.ParquetFile(file))
-        except _WrongSchemaError as error:
-            failed = {"stage": "index", "type": "wrong_schema", "message": str(error)}
-            rows.append(_row(source.name, f"{uri}#broken", uri, None, None) | {"error": failed})
-        except _UNREADABLE as error:
+                yield from _index_file(source, uri, pq.ParquetFile(file))
+        except (_WrongSchemaError, *_UNREADABLE) as error:
             failed = _explain(error, "index", uri)
-            rows.append(_row(source.name, f"{uri}#broken", uri, None, None) | {"error": failed})
-    return rows
+            yield _row(source, f"{uri}#broken", uri, None, None) | {"error": failed}
 
 
-def _index_file(source: Source, uri: str, file: pq.ParquetFile) -> list[dict[str, Any]]:
+def _index_file(source: Source, uri: str, file: pq.ParquetFile) -> Iterator[dict[str, Any]]:
     schema = file.schema_arrow
-    _check_schema(source, uri, schema)
-    image_type = schema.field(source.image_column).type
-    is_uri = _is_text(image_type)
-    read = [
-        field.name
-        for field in schema
-        if field.name != source.image_column and _is_plain(field.type)
-    ]
-    columns = read + ([source.image_column] if is_uri else [])
-    rows: list[dict[str, Any]] = []
-    for batch in file.iter_batches(columns=columns):
+    media = _check_schema(source, uri, schema)
+    is_uri = source.media == "image" and _is_text(schema.field(source.image_column).type)
+    read = [field.name for field in schema if field.name not in media and _is_plain(field.type)]
+    number = 0
+    for batch in file.iter_batches(columns=[*read, *(media if is_uri else [])]):
         for values in batch.to_pylist():
-            number = len(rows)
-            caption = values.pop(source.caption_column, None)
-            picture = values.pop(source.image_column, None)
-            row = _row(source.name, f"{uri}#{number}", uri, number, caption)
+            caption = None
+            if source.media == "image":
+                caption = values.pop(source.caption_column, None)
+            picture = values.pop(source.image_column, None) if is_uri else None
+            row = _row(source, f"{uri}#{number}", uri, number, caption)
             if is_uri and picture:
                 row |= {"uri": picture, "offset": None}
             elif is_uri:
                 row["error"] = _error("no_image", f"{uri} row {number}: the URI is null")
             row["metadata"] = json.dumps(values, sort_keys=True, default=str) if values else None
-            rows.append(row)
-    return rows
+            number += 1
+            yield row
 
 
-def _check_schema(source: Source, uri: str, schema: pa.Schema) -> None:
+def _check_schema(source: Source, uri: str, schema: pa.Schema) -> list[str]:
+    """The columns that hold the media; raises _WrongSchemaError where they cannot."""
+    if source.media == "text":
+        return _text_columns(source, uri, schema)
     name = source.image_column
     if name not in schema.names:
         raise _WrongSchemaError(
@@ -88,6 +85,35 @@ def _check_schema(source: Source, uri: str, schema: pa.Schema) -> None:
         raise _WrongSchemaError(
             f"{uri}: column `{name}` is {type_}, expected bytes, URIs or a struct with `bytes`"
         )
+    return [name]
+
+
+def _text_columns(source: Source, uri: str, schema: pa.Schema) -> list[str]:
+    found = [name for name in source.text_columns if name in schema.names]
+    pair = {source.prompt_column, source.response_column}
+    if not ({source.messages_column, source.text_column} & {*found} or pair <= {*found}):
+        raise _WrongSchemaError(
+            f"{uri} has none of the columns {', '.join(source.text_columns)}: set `text_column`, "
+            "`messages_column`, or `prompt_column` and `response_column`, to some of "
+            + ", ".join(schema.names)
+        )
+    for name in found:
+        type_ = schema.field(name).type
+        may_be_chat = name in (source.messages_column, source.prompt_column)
+        if not (_is_text(type_) or (may_be_chat and _is_messages(type_))):
+            expected = "text or a list of {role, content}" if may_be_chat else "text"
+            raise _WrongSchemaError(f"{uri}: column `{name}` is {type_}, expected {expected}")
+    return found
+
+
+def _is_messages(type_: pa.DataType) -> bool:
+    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
+        return False
+    of = type_.value_type
+    if not pa.types.is_struct(of):
+        return False
+    names = {field.name for field in of if _is_text(field.type)}
+    return {"role", "content"} <= names or {"from", "value"} <= names
 
 
 def _is_bytes(type_: pa.DataType) -> bool:
@@ -95,6 +121,8 @@ def _is_bytes(type_: pa.DataType) -> bool:
 
 
 def _is_text(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        return _is_text(type_.value_type)
     return pa.types.is_string(type_) or pa.types.is_large_string(type_)
 
 
@@ -102,15 +130,15 @@ def _is_plain(type_: pa.DataType) -> bool:
     return not (pa.types.is_nested(type_) or _is_bytes(type_))
 
 
-def _row(source: str, key: str, uri: str, number: int | None, caption: Any) -> dict[str, Any]:
+def _row(source: Source, key: str, uri: str, number: int | None, caption: Any) -> dict[str, Any]:
     return {
-        "sample_id": sample_id(source, key),
-        "source": source,
+        "sample_id": sample_id(source.name, key),
+        "source": source.name,
         "key": key,
         "uri": uri,
         "offset": number,
         "length": None,
-        "media": "image",
+        "media": source.media,
         "caption": caption if isinstance(caption, str) else None,
         "metadata": None,
         "error": None,
@@ -128,49 +156,79 @@ def read_rows(
     data: list[bytes | None],
     errors: list[dict[str, str] | None],
 ) -> None:
-    """Fill ``data[i]`` with the picture of each wanted (i, uri, row), or ``errors[i]``.
+    """Fill ``data[i]`` with the media of each wanted (i, uri, row), or ``errors[i]``.
 
-    Reads each row group that holds wanted rows once: units follow the order of the file.
+    Units follow the order of the file, and the row group read last stays in memory: one of texts
+    may hold a million rows, of which a batch takes some hundred.
     """
-    by_file: dict[str, list[tuple[int, int]]] = {}
+    by_file: dict[str, dict[int, int]] = {}
     for i, uri, number in wanted:
-        by_file.setdefault(uri, []).append((number, i))
-    for uri, numbers in by_file.items():
+        by_file.setdefault(uri, {})[number] = i
+    for uri, places in by_file.items():
         try:
-            with storage.open(uri) as handle:
-                _read_file(source, uri, pq.ParquetFile(handle), dict(numbers), data, errors)
+            version = _version(storage, uri)
+            first = 0
+            for group, count in enumerate(_group_rows(storage, uri, version)):
+                here = {n - first: i for n, i in places.items() if first <= n < first + count}
+                if here:
+                    _read_group(source, storage, (uri, version, group), here, data, errors)
+                first += count
         except _UNREADABLE as error:
-            for _, i in numbers:
+            for i in places.values():
                 errors[i] = _explain(error, "load", uri)
 
 
-def _read_file(
+def _read_group(
     source: Source,
-    uri: str,
-    file: pq.ParquetFile,
+    storage: Storage,
+    group: tuple[str, str, int],
     places: dict[int, int],
     data: list[bytes | None],
     errors: list[dict[str, str] | None],
 ) -> None:
-    column = source.image_column
-    first = 0
-    for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        here = {number for number in places if first <= number < first + count}
-        if here:
-            try:
-                values = file.read_row_group(group, columns=[column])[column]
-            except _UNREADABLE as error:
-                # Only this group's rows: which others are read along must not matter.
-                for number in here:
-                    errors[places[number]] = _explain(error, "load", f"{uri} row group {group}")
-                here = set()
-            for number in here:
-                value, i = values[number - first].as_py(), places[number]
-                data[i] = value["bytes"] if isinstance(value, dict) else value
-                if data[i] is None:
-                    errors[i] = _error("no_image", f"{uri} row {number}: the image is null")
-        first += count
+    uri, _, number = group
+    try:
+        rows = _group(source, storage, *group)
+    except (_WrongSchemaError, *_UNREADABLE) as error:
+        # Only this group's rows: which others are read along must not matter.
+        for i in places.values():
+            errors[i] = _explain(error, "load", f"{uri} row group {number}")
+        return
+    for row, i in places.items():
+        what = f"{uri} row {row} of row group {number}"
+        if source.media == "image":
+            value = rows[source.image_column][row].as_py()
+            data[i] = value["bytes"] if isinstance(value, dict) else value
+            if data[i] is None:
+                errors[i] = _error("no_image", f"{what}: the image is null")
+            continue
+        try:
+            data[i] = sample_bytes(source, {n: rows[n][row].as_py() for n in rows.column_names})
+        except UnicodeDecodeError:
+            errors[i] = _error("bad_utf8", f"{what} is not UTF-8")
+        except TextError as error:
+            errors[i] = _error(error.type, f"{what}: {error}")
+
+
+def _version(storage: Storage, uri: str) -> str:
+    """Changes with the file: a row group of an older one must not be taken for its own."""
+    info = storage.fs.info(storage.path(uri))
+    return f"{info['size']}|{info.get('ETag') or info.get('mtime')}"
+
+
+@lru_cache(maxsize=4)
+def _group_rows(storage: Storage, uri: str, version: str) -> list[int]:
+    with storage.open(uri) as file:
+        metadata = pq.ParquetFile(file).metadata
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+@lru_cache(maxsize=1)
+def _group(source: Source, storage: Storage, uri: str, version: str, group: int) -> pa.Table:
+    with storage.open(uri) as file:
+        parquet = pq.ParquetFile(file)
+        columns = _check_schema(source, uri, parquet.schema_arrow)
+        return parquet.read_row_group(group, columns=columns)
 
 
 def _explain(error: Exception, stage: str, place: str) -> dict[str, str]:
@@ -179,5 +237,7 @@ def _explain(error: Exception, stage: str, place: str) -> dict[str, str]:
     # Arrow raises OSError for damaged files too, without a number.
     if isinstance(error, OSError) and error.errno is not None and not missing:
         raise error
+    if isinstance(error, _WrongSchemaError):
+        return {"stage": stage, "type": "wrong_schema", "message": str(error)}
     kind = "missing" if missing else "broken_parquet"
     return {"stage": stage, "type": kind, "message": f"{place}: {' '.join(str(error).split())}"}

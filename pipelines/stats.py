@@ -35,11 +35,17 @@ class Distribution:
 
 @dataclass(frozen=True)
 class TopicCount:
-    """Samples of a topic: that passed all rules, and that are left after balancing."""
+    """Samples of a topic that passed all rules, that are left after balancing, and their copies.
+
+    Shares are of all samples that passed and have a topic, and of all their copies.
+    """
 
     topic: str
     passed: int
+    share_passed: float
     kept: int
+    copies: int
+    share_copies: float
 
 
 def funnel(storage: Storage, dataset: str) -> list[tuple[str, int]]:
@@ -59,9 +65,16 @@ def funnel(storage: Storage, dataset: str) -> list[tuple[str, int]]:
             f"SELECT status, reason, count(*) AS n FROM {scan} GROUP BY ALL ORDER BY n DESC, reason"
         ).fetchall()
         later = _later_steps(con, storage, made)
+    return steps_of(rules, ends) + later
+
+
+def steps_of(
+    rules: Sequence[str], ends: Sequence[tuple[str, str | None, int]]
+) -> list[tuple[str, int]]:
+    """The funnel's steps up to what is kept: (status, reason, count) of DECISIONS, most first."""
     steps = [("seen", sum(count for *_, count in ends))]
     steps += [(f"failed {reason}", n) for status, reason, n in ends if status == "failed"]
-    rejected = {reason: n for status, reason, n in ends if status == "rejected"}
+    rejected = {reason or "": n for status, reason, n in ends if status == "rejected"}
     balanced = sum(n for reason, n in rejected.items() if reason.startswith("balance:"))
     for rule in rules:
         steps.append((f"rejected {rule}", rejected.get(rule, 0)))
@@ -70,7 +83,7 @@ def funnel(storage: Storage, dataset: str) -> list[tuple[str, int]]:
     if balanced:
         steps.append(("rejected balance", balanced))
     steps.append(("kept", sum(n for status, _, n in ends if status == "kept")))
-    return steps + later
+    return steps
 
 
 def _later_steps(
@@ -90,6 +103,15 @@ def _later_steps(
         known.update(why for _, why, _ in found)
 
     # A failed row is carried from table to table: documents know all failures of captions.
+    # Where captions were judged, those that failed make no documents.
+    for record in made["captions"] if made["caption_decisions"] else ():
+        losses(record, "later")
+    for record in made["caption_decisions"]:
+        rejected = con.execute(
+            f"SELECT reason, count(*) AS n FROM {catalog.scan(storage, record)} "
+            "WHERE status = 'rejected' GROUP BY reason ORDER BY n DESC, reason"
+        ).fetchall()
+        steps += [(f"rejected later {reason}", n) for reason, n in rejected]
     for record in made["documents"] or made["captions"]:
         losses(record, "later")
     for record in made["documents"]:
@@ -109,7 +131,7 @@ def _later_steps(
 def _records(storage: Storage, dataset: str) -> dict[str, list[TableRecord]]:
     """The complete tables of a dataset by kind; packs belong to it by their run's inputs."""
     found = {}
-    for kind in ("decisions", "captions", "documents"):
+    for kind in ("decisions", "captions", "caption_decisions", "documents"):
         record = runs.load_record(storage, f"{kind}/{dataset}")
         found[kind] = [] if record is None else [record]
     found["tokens"] = tokens_of(storage, dataset)
@@ -165,19 +187,20 @@ def topics(con: duckdb.DuckDBPyConnection, made: Decided) -> list[TopicCount]:
     if made.config.balance is not None:
         rows = (
             "SELECT topic, (status = 'rejected' AND NOT starts_with(reason, 'balance:')) AS out, "
-            f"status FROM {catalog.scan(made.storage, record)} WHERE status <> 'failed'"
+            f"status, copies FROM {catalog.scan(made.storage, record)} WHERE status <> 'failed'"
         )
     elif "topic" in made.columns(con).names:
         rows = (
-            "SELECT s.topic, d.status = 'rejected' AS out, d.status "
+            "SELECT s.topic, d.status = 'rejected' AS out, d.status, d.copies "
             f"FROM ({made.scores}) AS s JOIN {catalog.scan(made.storage, record)} AS d "
             "USING (sample_id) WHERE d.status <> 'failed'"
         )
     else:
         return []
     counts = con.execute(
-        "SELECT topic::VARCHAR AS topic, count(*) AS passed, "
-        f"count(*) FILTER (status = 'kept') AS kept FROM ({rows}) "
+        "SELECT topic::VARCHAR AS topic, count(*) AS passed, passed / sum(passed) OVER (), "
+        "count(*) FILTER (status = 'kept') AS kept, sum(copies)::BIGINT AS used, "
+        f"coalesce(used / nullif(sum(used) OVER (), 0), 0) FROM ({rows}) "
         "WHERE topic IS NOT NULL AND NOT out GROUP BY topic ORDER BY passed DESC, topic LIMIT 100"
     ).fetchall()
     return [TopicCount(*row) for row in counts]
@@ -221,8 +244,19 @@ def stats_lines(recipe: Recipe) -> Iterable[str]:
     yield from table(heads, cells)
     if counts:
         yield ""
-        heads = ("topic", "passed the rules", "kept")
-        yield from table(heads, [(t.topic, f"{t.passed:,}", f"{t.kept:,}") for t in counts])
+        heads = ("topic", "passed the rules", "share", "kept", "copies", "share")
+        shown = [
+            (
+                t.topic,
+                f"{t.passed:,}",
+                f"{t.share_passed:.1%}",
+                f"{t.kept:,}",
+                f"{t.copies:,}",
+                f"{t.share_copies:.1%}",
+            )
+            for t in counts
+        ]
+        yield from table(heads, shown)
 
 
 def funnel_lines(steps: Sequence[tuple[str, int]]) -> list[str]:
@@ -238,13 +272,13 @@ def funnel_lines(steps: Sequence[tuple[str, int]]) -> list[str]:
 STALE = "note: samples or scores have changed since these decisions: run `nextscale curate`"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Text columns: the first to the left, the others to the right."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: bool = True) -> list[str]:
+    """Text columns: the first to the left, the others to the right unless they are texts, too."""
     shown = [[" ".join(str(cell).split())[:60] for cell in row] for row in (heads, *rows)]
     widths = [max(len(row[i]) for row in shown) for i in range(len(heads))]
     return [
         "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
+            cell.rjust(width) if i and right else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in shown

@@ -53,6 +53,10 @@ def describe(storage: Storage, phase: Described, record: TableRecord | None) -> 
     units = storage.names(f"{folder}/_units")
     if record is not None and record.fingerprint == phase.fingerprint:
         failed = f", {record.num_failed:,} failed" if record.num_failed else ""
+        used = {part.folder for part in record.parts}
+        names = storage.names(phase.table) if record.num_failed else []
+        if any(name.startswith("v-") and name not in used for name in names):
+            failed += ", a retry is half done"
         return State(phase.table, "done", f"{record.num_rows:,} rows{failed}")
     if begun or units:
         return State(phase.table, "partial", f"{len(begun)} parts and {len(units)} units are there")

@@ -10,29 +10,52 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.schema import CAPTIONS, DECISIONS, DOCUMENTS, SAMPLES, TOKENS
+from infra.schema import CAPTIONS, DECISIONS, DOCUMENTS, DUPLICATES, SAMPLES, TOKENS
 from operators.aesthetics import Aesthetics
+from operators.borders import Borders
 from operators.clarity import Clarity
+from operators.colour import Colour
+from operators.image_embedding import ImageEmbedding
+from operators.language import Language
+from operators.nsfw import Nsfw
 from operators.perceptual_hash import PerceptualHash
 from operators.probe import Probe
 from operators.similarity import CaptionSimilarity
+from operators.text_in_image import TextInImage
+from operators.text_probe import TextProbe
 from operators.topics import Topics
+from operators.watermark import Watermark
 from packing.plan import PLAN
 from packing.shards import PACK_INDEX
-from pipelines.phase import TRANSIENT
+from pipelines.phase import is_transient
 
 PATH = Path(__file__).parents[1] / "infra/tables.md"
 
 GROUPS: dict[str, tuple[Any, ...]] = {
-    "cheap": (Probe, PerceptualHash, Clarity),
-    "models": (Aesthetics, Topics, CaptionSimilarity),
+    "cheap": (Probe, PerceptualHash, Clarity, Borders, Colour),
+    "models": (Aesthetics, Topics, CaptionSimilarity("any"), Nsfw, Watermark),
+    "ocr": (TextInImage,),
+    "embeddings": (ImageEmbedding,),
+    "text": (TextProbe, Language),
 }
-"""Score groups: the operators that may write into each (see pipelines/recipe.py)."""
+"""Score groups: the operators that may write into each (see pipelines/image_scores.py)."""
 
 TABLES = (
     ("samples", "samples/<source>/", "What a source holds: one row per sample.", SAMPLES),
     ("decisions", "decisions/<dataset>/", "What the rules say: one row per sample.", DECISIONS),
+    (
+        "duplicates_<kind>",
+        "duplicates/<dataset>/<kind>/",
+        "Groups of exact, perceptual or semantic duplicates: one row per sample that can have any.",
+        DUPLICATES,
+    ),
     ("captions", "captions/<dataset>/", "One row per kept sample.", CAPTIONS),
+    (
+        "caption_decisions",
+        "caption_decisions/<dataset>/",
+        "What the rules on captions say: one row per captioned sample.",
+        DECISIONS,
+    ),
     ("documents", "documents/<dataset>/", "The waist: one row per document.", DOCUMENTS),
     ("tokens", "tokens/<dataset>-<level>/", "One row per document.", TOKENS),
     ("packs", "packs/<name>/…/index.parquet", "One row per pack, where it lies.", PACK_INDEX),
@@ -49,6 +72,7 @@ DUCKDB_TYPES = {
     "int64": "bigint",
     "uint64": "ubigint",
     "float": "float",
+    "halffloat": "float",
     "double": "double",
 }
 
@@ -158,7 +182,10 @@ RUNS = """\
 `runs/*.json` One row per run of a phase: the `table` it wrote, with its `fingerprint` and
 `row_spec` (digests of what its rows, and its values, come from), the resolved `config`, `inputs`,
 `rows_in`, `rows_out`, `rows_failed`, `started_unix_s`, `duration_s`, `git_commit`, `device_class`,
-`num_cpus`, and the `versions` of libraries and of `python`.
+`num_cpus`, and the `versions` of libraries and of `python`. Phases of operators also tell `units`,
+`rows_computed`, `rows_retried`, `rows_recovered`, `retry` (what was tried, stage:type), and the
+workers' seconds: `load_s`, `operators_s`, `write_s`, and `cpu_s`, `gpu_s` (busy seconds times
+reserved CPUs, GPUs).
 """
 
 
@@ -185,10 +212,10 @@ def _scores() -> list[str]:
     sections = [f"## scores, scores_<group>\n\n{meaning}"]
     for group, operators in GROUPS.items():
         named = [
-            (field, operator.__name__)
+            (field, getattr(operator, "__name__", type(operator).__name__))
             for operator in operators
             for field in operator.writes
-            if field.name not in TRANSIENT
+            if not is_transient(field.name)
         ]
         rows = [f"{_row(field)} {operator} |" for field, operator in named]
         head = "| column | type | unit | meaning | operator |\n|---|---|---|---|---|\n"

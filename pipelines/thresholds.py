@@ -32,6 +32,69 @@ class Threshold:
     cuts: tuple[Cut, ...]
 
 
+@dataclass(frozen=True)
+class Side:
+    """A constant that a comparison sets its expression against; itself passing if ``inclusive``."""
+
+    at: float
+    above: bool
+    inclusive: bool
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One of the conditions that a rule joins by AND, as SQL.
+
+    If it orders an ``expression`` against numbers, ``sides`` are these (two of a BETWEEN), else
+    there are none. ``doubles``: a number is written as 1e-3, so DuckDB compares in 64 bits.
+    """
+
+    text: str
+    expression: str | None = None
+    sides: tuple[Side, ...] = ()
+    doubles: bool = False
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """A condition's tree, and the DuckDB that made it and turns its parts back into SQL."""
+
+    con: duckdb.DuckDBPyConnection
+    statements: Node
+
+    @property
+    def root(self) -> Node:
+        node: Node = self.statements["statements"][0]["node"]["select_list"][0]
+        return node
+
+    def text(self, node: Node) -> str:
+        [statement] = self.statements["statements"]
+        query = {
+            "error": False,
+            "statements": [statement | {"node": statement["node"] | {"select_list": [node]}}],
+        }
+        [(sql,)] = self.con.execute(
+            "SELECT json_deserialize_sql(?::JSON)", [json.dumps(query)]
+        ).fetchall()
+        return str(sql).removeprefix("SELECT ")
+
+    def value(self, node: Node) -> float | None:
+        # The binder computes what is written as 2 * 128 or -0.5; text has no place on an axis.
+        sql = f"SELECT try_cast(({self.text(node)}) AS DOUBLE)"
+        [(number,)] = self.con.execute(sql).fetchall()
+        return None if number is None else float(number)
+
+    def is_double(self, node: Node) -> bool:
+        [(kind,)] = self.con.execute(f"SELECT typeof({self.text(node)})").fetchall()
+        return bool(kind == "DOUBLE")
+
+
+def _parse(keep: str) -> _Parsed:
+    con = duckdb.connect()
+    [(serialized,)] = con.execute("SELECT json_serialize_sql(?)", [_query(keep)]).fetchall()
+    return _Parsed(con, json.loads(serialized))
+
+
 def thresholds(rule: Rule) -> list[Threshold]:
     """What to draw for a rule, which must have passed `rules.check_rule`.
 
@@ -41,39 +104,44 @@ def thresholds(rule: Rule) -> list[Threshold]:
     """
     if rule.keep is None:
         return [Threshold(rule.expression, ())]
-    con = duckdb.connect()
-    [(serialized,)] = con.execute("SELECT json_serialize_sql(?)", [_query(rule.keep)]).fetchall()
-    parsed = json.loads(serialized)
-    root = parsed["statements"][0]["node"]["select_list"][0]
-
-    def text(node: Node) -> str:
-        parsed["statements"][0]["node"]["select_list"] = [node]
-        query = [json.dumps(parsed)]
-        [(sql,)] = con.execute("SELECT json_deserialize_sql(?::JSON)", query).fetchall()
-        return str(sql).removeprefix("SELECT ")
-
-    def value(node: Node) -> float | None:
-        # The binder computes what is written as 2 * 128 or -0.5; text has no place on an axis.
-        sql = f"SELECT try_cast(({text(node)}) AS DOUBLE)"
-        [(number,)] = con.execute(sql).fetchall()
-        return None if number is None else float(number)
-
+    parsed = _parse(rule.keep)
     cuts: dict[str, set[Cut]] = {}
     drawn: list[str] = []
     named: list[str] = []
-    for part in _conjuncts(root):
+    for part in _conjuncts(parsed.root):
         scored, constants = _sides(part)
-        found = [(value(constant), above) for constant, above in constants]
+        found = [(parsed.value(constant), above) for constant, above in constants]
         numbers = {Cut(at, above) for at, above in found if at is not None}
         if scored is None or not numbers:
-            named += map(text, _columns(part))
+            named += map(parsed.text, _columns(part))
             continue
-        cuts.setdefault(text(scored), set()).update(numbers)
-        drawn += map(text, _columns(scored))
+        cuts.setdefault(parsed.text(scored), set()).update(numbers)
+        drawn += map(parsed.text, _columns(scored))
     for column in named:
         if column not in drawn:
             cuts.setdefault(column, set())
     return [Threshold(expression, tuple(sorted(at))) for expression, at in cuts.items()]
+
+
+def conditions(keep: str) -> list[Condition]:
+    """The conditions that ``keep`` joins by AND, in order; it must have been checked."""
+    parsed = _parse(keep)
+    found = []
+    for part in _conjuncts(parsed.root):
+        scored, constants = _sides(part)
+        numbers = [parsed.value(constant) for constant, _ in constants]
+        if scored is None or None in numbers:
+            found.append(Condition(parsed.text(part)))
+            continue
+        inclusive = part["type"].endswith(("BETWEEN", "OREQUALTO"))
+        sides = tuple(
+            Side(at, above, inclusive)
+            for at, (_, above) in zip(numbers, constants, strict=True)
+            if at is not None
+        )
+        doubles = any(parsed.is_double(constant) for constant, _ in constants)
+        found.append(Condition(parsed.text(part), parsed.text(scored), sides, doubles))
+    return found
 
 
 def _query(expression: str) -> str:

@@ -13,13 +13,15 @@ from infra.cluster import require, session
 from infra.config import ConfigError
 from infra.runs import TableRecord, load_record
 from packing.cost import ModelShape, coefficients, qwen2_5_7b
-from pipelines.curate_images import check, curate
+from pipelines.curate import check, curate
+from pipelines.curate_images import captions_are_due
 from pipelines.pack_tokens import PackPhase
 from pipelines.recipe import Recipe, recipe_path
 from pipelines.refresh import refresh
 from pipelines.status import Look, NotDoneError, State
 from pipelines.tokenize_documents import tokenize_phase
 from pipelines.train_packs import train_config, train_packs, train_state
+from pipelines.vllm_engine import require_vllm
 
 Step = Literal["curate", "tokenize", "pack", "train"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -47,9 +49,7 @@ def run(
     train_config(recipe)  # its mistakes, too, are told before the work
     key = recipe.captions.operator.api_key_env
     with session(address, num_cpus, (key,) if key else ()):
-        for phase, pool in recipe.pools(curate_only=last == "curate").items():
-            total = pool.workers * pool.num_cpus, pool.workers * pool.num_gpus
-            require(*total, f"{phase}.pool", (pool.num_cpus, pool.num_gpus))
+        require_pools(recipe, curate_only=last == "curate")
         documents = curate(recipe)
         tokens = packs = None
         if last != "curate" and recipe.tokenize is not None:
@@ -60,6 +60,17 @@ def run(
     if last == "train" and packs is not None:
         train_packs(recipe, packs)
     return recipe
+
+
+def require_pools(recipe: Recipe, curate_only: bool = False) -> None:
+    """Raises ConfigError unless every pool, and vLLM where it is to run, fits into the session."""
+    for section, pool in recipe.pools(curate_only).items():
+        total = pool.workers * pool.num_cpus, pool.workers * pool.num_gpus
+        require(*total, f"{section}.pool", (pool.num_cpus, pool.num_gpus))
+    captions = recipe.captions
+    asks = captions.operator.engine == "vllm" and not recipe.holds_texts
+    if asks and captions_are_due(recipe):
+        require_vllm(captions.operator, captions.vllm)
 
 
 def pack_phase(recipe: Recipe, tokens: TableRecord) -> PackPhase:
@@ -81,7 +92,10 @@ def pack_phase(recipe: Recipe, tokens: TableRecord) -> PackPhase:
             vocabulary=text_size + 2 + num_codes,
         )
     of = coefficients(shape, checkpointing=recipe.pack.checkpointing)
-    return PackPhase(recipe.tokens_name, tokens, recipe.pack.packing, of)
+    stages = ["decisions", *(["caption_decisions"] if recipe.captions.rules else [])]
+    found = (load_record(recipe.storage, f"{stage}/{recipe.dataset}") for stage in stages)
+    decisions = tuple(record for record in found if record is not None)
+    return PackPhase(recipe.tokens_name, tokens, recipe.pack.packing, of, decisions)
 
 
 def train_only(name: str, overrides: Sequence[str] = ()) -> None:

@@ -3,49 +3,31 @@
 Everything here may be run again at any time: results appear whole, and under the same names.
 """
 
+import json
 import math
 import os
 import sys
+import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra import runs
-from infra.runs import Part, TableRecord
-from infra.storage import Storage
-from pipelines.phase import TRANSIENT, Phase
+from infra.runs import Part
+from pipelines.job import Job
+from pipelines.phase import is_transient
 
 
-@dataclass(frozen=True)
-class Job:
-    """A phase as the workers see it: with its storage and, if any, the version it builds on."""
+class Described(NamedTuple):
+    """A finished part; of its rows that had failed before, how many were tried and now succeed."""
 
-    storage: Storage
-    phase: Phase
-    folder: str
-    previous: TableRecord | None
-
-    def part_file(self, part: int) -> str:
-        return f"part-{part:05d}.parquet"
-
-    def unit_path(self, part: int, start: int) -> str:
-        # The unit size is in the name: a run resumed with another size starts its parts afresh.
-        name = f"p{part:05d}-{start:09d}-n{self.phase.unit_rows}.parquet"
-        return f"{self.folder}/_units/{name}"
-
-    def rows(self, part: int) -> tuple[pa.Table, pa.Table | None]:
-        """(rows to compute, rows taken over from the previous version) of a part."""
-        rows = self.phase.input.rows(self.storage, part)
-        if self.previous is None:
-            return rows, None
-        key = self.phase.key
-        old = self.storage.read_table(self.previous.path(part))
-        reused = old.filter(pc.is_in(old[key], rows[key].combine_chunks()))
-        fresh = rows.filter(pc.invert(pc.is_in(rows[key], reused[key].combine_chunks())))
-        return fresh, reused
+    part: Part
+    num_tried: int = 0
+    num_recovered: int = 0
 
 
 class UnitWorker:
@@ -55,36 +37,53 @@ class UnitWorker:
         self.job, self.stage = job, job.phase.stages[index]
         self.first, self.last = index == 0, index == len(job.phase.stages) - 1
         self.part_rows: tuple[int, pa.Table] | None = None
+        self.name, self.batches = uuid.uuid4().hex[:8], 0
         _limit_threads(max(1, int(self.stage.num_cpus)))
 
     def __call__(self, block: pa.Table) -> pa.Table:
         part, start = block["part"][0].as_py(), block["start"][0].as_py()
         batches = self._load(part, start) if self.first else _slices(block, self.stage.batch_rows)
-        done = [self._apply(batch) for batch in batches]
+        done, times = [], []
+        before = time.perf_counter()
+        for batch in batches:
+            loaded = time.perf_counter()
+            done.append(self._apply(batch))
+            applied = time.perf_counter()
+            times.append([len(batch), loaded - before, applied - loaded])
+            before = applied
         table = pa.concat_tables(done)
-        if not self.last:
-            rows = len(table)
-            table = table.append_column("part", pa.repeat(part, rows))
-            return table.append_column("start", pa.repeat(start, rows))
         phase = self.job.phase
-        self.job.storage.write_part(self.job.unit_path(part, start), table, phase.schema, phase.key)
-        return pa.table(
-            {
-                "part": [part],
-                "start": [start],
-                "num_failed": [_num_failed(table)],
-            }
-        )
+        if self.last:
+            path = self.job.unit_path(part, start)
+            self.job.storage.write_part(path, table, phase.schema, phase.key)
+        told = {
+            "worker": self.name,
+            "is_first": self.batches == 0,
+            "batches": times,
+            "write_s": time.perf_counter() - before,
+        }
+        self.batches += len(times)
+        stages = [] if self.first else json.loads(block["stages"][0].as_py())
+        summary = {"part": part, "start": start, "stages": json.dumps([*stages, told])}
+        if not self.last:
+            for name, value in summary.items():
+                filled = pa.repeat(pa.scalar(value), len(table))
+                if name in table.column_names:
+                    table = table.drop_columns([name])
+                table = table.append_column(name, filled)
+            return table
+        summary["num_failed"] = _num_failed(table)
+        return pa.table({name: [value] for name, value in summary.items()})
 
     def _apply(self, batch: pa.Table) -> pa.Table:
         for operator in self.stage.operators:
             batch = operator(batch)
-        return batch.drop_columns([c for c in TRANSIENT if c in batch.column_names and self.last])
+        return batch.drop_columns([c for c in batch.column_names if self.last and is_transient(c)])
 
     def _load(self, part: int, start: int) -> Iterator[pa.Table]:
         """Micro-batches of a unit with their media."""
         if self.part_rows is None or self.part_rows[0] != part:
-            self.part_rows = part, self.job.rows(part)[0]
+            self.part_rows = part, self.job.split(part).rows
         phase, storage = self.job.phase, self.job.storage
         unit = self.part_rows[1].slice(start, phase.unit_rows)
         slices = _slices(unit, self.stage.batch_rows)
@@ -131,24 +130,35 @@ class SideWorker:
     than most parts do. Each method may be run again at any time.
     """
 
-    def count(self, job: Job, part: int) -> int:
-        return len(job.rows(part)[0])
+    def count(self, job: Job, part: int) -> int | None:
+        """Rows to compute; None where the part stays as it is."""
+        split = job.split(part)
+        return None if job.stays(part, split) else len(split.rows)
 
     def compact(self, job: Job, part: int, starts: list[int]) -> None:
         compact(job, part, starts)
 
-    def describe(self, job: Job, part: int) -> Part:
-        column = "error" if "error" in job.phase.schema.names else job.phase.key
-        file = job.part_file(part)
-        table = job.storage.read_table(f"{job.folder}/{file}", [column])
-        version = runs.version_of(job.phase.fingerprint)
-        return Part(f"{version}/{file}", len(table), _num_failed(table))
+    def describe(self, job: Job, part: int) -> Described:
+        key, file = job.phase.key, job.part_file(part)
+        columns = [key, "error"] if "error" in job.phase.schema.names else [key]
+        table = job.storage.read_table(f"{job.folder}/{file}", columns)
+        name = f"{job.folder.rpartition('/')[2]}/{file}"
+        if "error" not in columns:
+            return Described(Part(name, len(table)))
+        failed = table.filter(pc.is_valid(table["error"]))
+        made = Part(name, len(table), len(failed), runs.failures(key, failed))
+        if job.previous is None or not job.previous.parts[part].num_failed:
+            return Described(made)
+        tried = job.split(part).tried
+        assert tried is not None
+        still = pc.sum(pc.is_in(tried, failed[key].combine_chunks())).as_py() or 0
+        return Described(made, len(tried), len(tried) - still)
 
 
 def compact(job: Job, part: int, starts: list[int]) -> None:
     """Make the canonical file of a part from its units and the rows taken over, then tidy up."""
     path = f"{job.folder}/{job.part_file(part)}"
-    _, reused = job.rows(part)
+    split = job.split(part)
     try:
         units = [job.storage.read_table(job.unit_path(part, start)) for start in starts]
     except FileNotFoundError:
@@ -157,8 +167,8 @@ def compact(job: Job, part: int, starts: list[int]) -> None:
         raise
     schema = pa.schema([f.remove_metadata() for f in job.phase.schema])
     tables = [schema.empty_table(), *units]
-    if reused is not None:
-        tables.append(reused)
+    if job.previous is not None:
+        tables.append(job.storage.read_table(job.previous.path(part)).filter(split.taken))
     table = pa.concat_tables([t.select(schema.names).cast(schema) for t in tables])
     job.storage.write_part(path, table, job.phase.schema, job.phase.key)
     for start in starts:

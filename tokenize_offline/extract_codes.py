@@ -20,10 +20,11 @@ from tokenize_offline.correction import Correction
 from tokenize_offline.model import Tokenizer
 
 STAGE = "codes"
+ROLES = ("system", "user", "assistant")
 
 
 class _Place(NamedTuple):
-    """A picture of the batch: where it came from, and what its noise is seeded by."""
+    """A picture of the batch: where its codes belong, and what its noise is seeded by."""
 
     row: int
     segment: int
@@ -42,6 +43,10 @@ class ExtractCodes:
     Every document ends in ``<|endoftext|>``: appended to its last segment if that is text with
     loss, else as a text segment of its own, so that the ``<eoi>`` of a last picture has something
     to predict. ``checkpoint`` and ``vocabulary`` are "" for the carried ones.
+
+    A text with a role (system, user, assistant) is a message of a chat, written in ChatML (see
+    `TextTokenizer.encode_turn`): where it has loss, content and end mark have it, never the header.
+    What ends a chat's last message is its mark, so the document's end has no loss after it.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("doc_id", "task", "source", "segments", "error")
@@ -161,8 +166,14 @@ class ExtractCodes:
         for index, segment in enumerate(stored):
             loss = segment["loss"] is not False
             if segment["kind"] == "text":
-                ids = self._text.encode(segment["text"] or "")
-                segments.append(_text_segment(ids, loss, segment["sample_id"]))
+                words, role = segment["text"] or "", segment["role"]
+                if role is None:
+                    ids = self._text.encode(words)
+                    segments.append(_text_segment(ids, loss, segment["sample_id"]))
+                elif role in ROLES:
+                    self._add_turn(segments, role, words, loss, segment["sample_id"])
+                else:
+                    raise DecodeError("bad_segment", f"text {index} has the role {role!r}")
                 continue
             if segment["kind"] != "image":
                 raise DecodeError("bad_segment", f"segment {index} is of kind {segment['kind']!r}")
@@ -170,7 +181,8 @@ class ExtractCodes:
                 raise DecodeError("bad_segment", f"image {index} has the role {segment['role']!r}")
             schedule, rgb = self._picture(segment["image"] or b"")
             name = segment["sample_id"] or f"{doc_id}/{index}"
-            places.append((schedule.index, _Place(row, index, rgb, name)))
+            # Not `index`: a message before it may have become several segments, or part of one.
+            places.append((schedule.index, _Place(row, len(segments), rgb, name)))
             segments.append(
                 {
                     "kind": "image",
@@ -183,11 +195,34 @@ class ExtractCodes:
             )
         for schedule_index, place in places:  # only now: a later segment may have been bad
             buckets[schedule_index].append(place)
-        if segments[-1]["kind"] == "text" and segments[-1]["loss"]:
+        is_chat = stored[-1]["kind"] == "text" and stored[-1]["role"] is not None
+        if segments[-1]["kind"] == "text" and (segments[-1]["loss"] or is_chat):
             segments[-1]["text_ids"].append(self._text.end_of_text)
         else:
             segments.append(_text_segment([self._text.end_of_text], True, None))
         return segments
+
+    def _add_turn(
+        self,
+        segments: list[dict[str, Any]],
+        role: str,
+        words: str,
+        loss: bool,
+        sample_id: str | None,
+    ) -> None:
+        """Append a message to ``segments``; neighbours of one sample with equal loss are one."""
+        if self._text.marks is None:
+            raise DecodeError(
+                "no_turn_marks", "the vocabulary has no marks for the turns of a chat"
+            )
+        header, content, line_end = self._text.encode_turn(role, words)
+        for ids, counts in ((header, False), (content, loss), (line_end, False)):
+            last = segments[-1] if segments else None
+            same = ("text", counts, sample_id)
+            if last and (last["kind"], last["loss"], last["sample_id"]) == same:
+                last["text_ids"] += ids
+            else:
+                segments.append(_text_segment(ids, counts, sample_id))
 
     def _picture(self, data: bytes) -> tuple[Schedule, Pixels]:
         """Decode a stored picture and reduce it to this level."""

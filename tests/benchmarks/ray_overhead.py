@@ -92,7 +92,7 @@ def main(pictures: int = 1_100_000, workers: int = 2, unit_rows: int = 1_024) ->
             models=None,
         )
         with session(num_cpus=workers):
-            samples = run_phase(recipe.storage, index_phase(recipe.storage, source))
+            samples = run_phase(recipe.storage, index_phase(source))
             start = time.perf_counter()
             list(score(recipe, source, samples))
             ray_s = time.perf_counter() - start

@@ -22,7 +22,9 @@ import simplejpeg
 
 from infra import pixels
 from infra.schema import ERROR_TYPE
+from operators.borders import Borders
 from operators.clarity import Clarity
+from operators.colour import Colour
 from operators.perceptual_hash import PerceptualHash
 from operators.probe import Probe
 
@@ -52,7 +54,7 @@ def bare(files: list[bytes]) -> None:
 
 
 def score(files: list[bytes]) -> None:
-    operators = (Probe(SHORT_SIDE), PerceptualHash(), Clarity())
+    operators = (Probe(SHORT_SIDE), PerceptualHash(), Clarity(), Borders(), Colour())
     for start in range(0, len(files), BATCH_ROWS):
         batch = as_batch(files[start : start + BATCH_ROWS])
         for operator in operators:
@@ -74,6 +76,8 @@ def shares(files: list[bytes]) -> dict[str, float]:
         "of it decode and resize": seconds(lambda: [pixels.decode(f, SHORT_SIDE) for f in files]),
         "perceptual hash": seconds(lambda: [PerceptualHash()(batch) for batch in probed]),
         "clarity": seconds(lambda: [Clarity()(batch) for batch in probed]),
+        "borders": seconds(lambda: [Borders()(batch) for batch in probed]),
+        "colour": seconds(lambda: [Colour()(batch) for batch in probed]),
     }
 
 

@@ -17,7 +17,12 @@ BAD = {"stage": "probe", "type": "cut", "message": "it's cut"}
 
 
 def put(
-    storage: Storage, table: str, schema: pa.Schema, parts: list[list[dict[str, Any]]], key: str
+    storage: Storage,
+    table: str,
+    schema: pa.Schema,
+    parts: list[list[dict[str, Any]]],
+    key: str,
+    facts: dict[str, Any] | None = None,
 ) -> None:
     bare = pa.schema([field.remove_metadata() for field in schema])
     written = []
@@ -27,7 +32,7 @@ def put(
         storage.write_part(f"{table}/{file}", data, schema, key)
         written.append(Part(file, len(rows)))
     finger = "abcdefabcdef" + "0" * 20
-    save_record(storage, TableRecord(table, finger, "spec", key, tuple(written)))
+    save_record(storage, TableRecord(table, finger, "spec", key, tuple(written), facts or {}))
 
 
 def fill(storage: Storage) -> None:
@@ -40,7 +45,13 @@ def fill(storage: Storage) -> None:
         ]
         put(storage, f"scores/{source}/cheap", SCORES, [scores], "sample_id")
     decisions = [
-        {"sample_id": f"s{n}", "status": status, "reason": reason, "copies": int(status == "kept")}
+        {
+            "sample_id": f"s{n}",
+            "status": status,
+            "reason": reason,
+            "failed_rules": [reason] if status == "rejected" else None,
+            "copies": int(status == "kept"),
+        }
         for n, status, reason in (
             (0, "kept", None),
             (1, "failed", "probe:cut"),
@@ -120,6 +131,70 @@ def test_tokens_of_two_levels_double_no_sample(storage: Storage) -> None:
     assert len(found) == 6
     assert found[0] == ("k0", "kept", 3_700)
     assert found[4] == ("k4", "failed", None)
+
+
+def test_only_scores_that_a_dataset_was_decided_by_fail_its_samples(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    fill(storage)
+    late = [{"sample_id": f"s{n}", "width": n, "error": BAD} for n in range(4)]
+    put(storage, "scores/a/late", SCORES, [late], "sample_id")
+    other = [{"sample_id": "s4", "width": 4, "error": BAD}]
+    put(storage, "scores/it's b/late", SCORES, [other], "sample_id")
+    kept = [{"sample_id": f"s{n}", "status": "kept", "copies": 1} for n in range(6)]
+    both = ["samples/a", "samples/it's b", "scores/a/cheap", "scores/it's b/cheap"]
+    tables: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("old", {}),
+        ("bare", {"inputs": both}),
+        ("of a", {"inputs": [*both, "scores/a/late"]}),
+    )
+    for name, facts in tables:
+        put(storage, f"decisions/{name}", DECISIONS, [kept], "sample_id", facts)
+    found = rows(
+        catalog.connect(storage),
+        "SELECT dataset, list(sample_id ORDER BY sample_id) FROM ledger "
+        "WHERE status = 'failed' AND dataset <> 'd' GROUP BY dataset ORDER BY dataset",
+    )
+    assert found == [
+        ("bare", ["s1"]),
+        ("of a", ["s0", "s1", "s2", "s3"]),
+        ("old", ["s0", "s1", "s2", "s3", "s4"]),
+    ]
+
+
+def test_captions_are_judged_of_what_the_rules_keep_now(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    fill(storage)
+    judged = [
+        {
+            "sample_id": "s0",
+            "status": "rejected",
+            "reason": "short",
+            "failed_rules": ["short"],
+            "copies": 0,
+        },
+        # Of an earlier run, when the rules kept this one.
+        {"sample_id": "s2", "status": "kept", "copies": 1},
+        {"sample_id": "s4", "status": "kept", "copies": 1},
+        {
+            "sample_id": "s5",
+            "status": "rejected",
+            "reason": "short",
+            "failed_rules": ["short"],
+            "copies": 0,
+        },
+    ]
+    put(storage, "caption_decisions/d", DECISIONS, [judged], "sample_id")
+    found = rows(
+        catalog.connect(storage),
+        "SELECT sample_id, status, reason, failed_rules, copies FROM ledger "
+        "WHERE sample_id NOT IN ('s1', 's3') ORDER BY 1",
+    )
+    assert found == [
+        ("s0", "rejected", "short", ["short"], 0),
+        ("s2", "rejected", "small", ["small"], 0),
+        ("s4", "kept", None, [], 1),
+        ("s5", "rejected", "small", ["small"], 0),
+    ]
 
 
 def test_an_empty_workspace(storage: Storage) -> None:

@@ -1,5 +1,9 @@
 """Pages: everything escaped, nothing loaded, texts bounded and cleaned."""
 
+import base64
+import hashlib
+import json
+from html import unescape
 from pathlib import Path
 
 import jinja2
@@ -7,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.html import POLICY, clean, jpeg_uri, render, write_page
+from infra.html import POLICY, clean, inert_json, jpeg_uri, render, write_page
 
 
 def page(folder: Path, template: str, **values: object) -> str:
@@ -67,3 +71,23 @@ def test_a_page_beside_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_data_uri() -> None:
     assert jpeg_uri(b"\xff\xd8") == "data:image/jpeg;base64,/9g="
+
+
+def test_json_holds_nothing_that_html_knows() -> None:
+    evil = "</script><!-- <b>&'\u2028\ud800"
+    text = str(inert_json({evil: [evil, 1.5, None]}))
+    assert not set(text) & set("<>&'\u2028")
+    assert text.isascii()
+    assert json.loads(text) == {evil: [evil, 1.5, None]}
+    with pytest.raises(ValueError):
+        inert_json(float("nan"))
+
+
+def test_a_page_may_have_one_script_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("{{ policy }}|<script>{{ script }}</script>{{ told }}")
+    (tmp_path / "page.js").write_text("a < b && c")
+    page = render(tmp_path, "page.html", script="page.js", told="<script>")
+    policy, _, rest = page.partition("|")
+    assert rest == "<script>a < b && c</script>&lt;script&gt;"
+    digest = base64.b64encode(hashlib.sha256(b"a < b && c").digest()).decode()
+    assert f"sha256-{digest}" in unescape(policy)

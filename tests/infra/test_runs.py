@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow as pa
 import pytest
 
 from infra import runs
 from infra.runs import Part, TableRecord, canonical, describe, fingerprint, row_spec
+from infra.schema import ERROR_TYPE
 from infra.storage import Storage
 
 
@@ -105,7 +107,10 @@ def test_a_new_version_drops_the_old_one_after_it_is_visible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(str(tmp_path))
-    old, new = record("t", "a" * 32), record("t", "b" * 32)
+    old, new = (
+        record("t", letter * 32, parts=(Part(f"v-{letter * 12}/part-00000.parquet", 3),))
+        for letter in "ab"
+    )
     for one in (old, new):
         storage.write(f"t/{runs.version_of(one.fingerprint)}/part-00000.parquet", b"")
     storage.write("t/listing-1/x.parquet", b"")
@@ -124,13 +129,55 @@ def test_a_new_version_drops_the_old_one_after_it_is_visible(
     assert storage.names("t") == ["_table.json", "listing-1", "v-bbbbbbbbbbbb"]
 
 
+def test_parts_of_the_version_before_stay_while_they_are_used(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    parts = [f"v-old/part-0000{n}.parquet" for n in range(3)] + ["v-new/part-00001.parquet"]
+    for file in (*parts, "v-half/part-00000.parquet"):
+        storage.write(f"t/{file}", b"")
+    used = (parts[0], parts[3], parts[2])
+    runs.save_record(storage, record("t", parts=tuple(Part(file, 1) for file in used)))
+    assert [path for path, *_ in storage.find("t")] == sorted(
+        ["t/_table.json", *(f"t/{file}" for file in used)]
+    )
+
+
+def test_which_rows_failed_is_in_the_version_alone() -> None:
+    def of(*failed: tuple[str, str]) -> str:
+        rows = [
+            {"id": id_, "error": {"stage": "s", "type": type_, "message": ""}}
+            for id_, type_ in failed
+        ]
+        schema = pa.schema([("id", pa.string()), ("error", ERROR_TYPE)])
+        return runs.failures("id", pa.Table.from_pylist(rows, schema=schema))
+
+    assert of() == ""
+    assert of(("a", "t"), ("b", "t")) == of(("b", "t"), ("a", "t"))
+    assert len({of(), of(("a", "t")), of(("b", "t")), of(("a", "u"))}) == 4
+    whole = record()
+    holes = [
+        record(parts=(Part("v-x/part-00000.parquet", 3, 1, of((id_, "t"))),)) for id_ in ("a", "b")
+    ]
+    assert whole.version == whole.fingerprint
+    assert len({record.version for record in (whole, *holes)}) == 3
+    assert len({fingerprint("spec", [record]) for record in (whole, *holes)}) == 3
+    assert len({row_spec({}, [record]) for record in (whole, *holes)}) == 1
+
+
 def test_a_finished_run_is_told(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     made = record("scores/p/cheap", parts=(Part("v-x/a", 5, 2), Part("v-x/b", 1)))
-    runs.finish(storage, made, {"operators": [Score()]}, [record("samples/p")], 1_700_000_000.25)
+    runs.finish(
+        storage,
+        made,
+        {"operators": [Score()]},
+        [record("samples/p")],
+        1_700_000_000.25,
+        {"cpu_s": 2.5},
+    )
     assert runs.load_record(storage, "scores/p/cheap") == made
     assert storage.names("runs") == ["1700000000250-scores-p-cheap.json"]
     told = storage.read_json("runs/1700000000250-scores-p-cheap.json")
+    assert told["cpu_s"] == 2.5
     assert told["inputs"] == ["samples/p"]
     assert (told["rows_in"], told["rows_out"], told["rows_failed"]) == (3, 6, 2)
     assert told["config"]["operators"][0]["size"] == 3

@@ -38,7 +38,7 @@ class ChatServer:
 
 def answer(text: object, finish_reason: str = "stop", num_tokens: object = 5) -> Reply:
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
-    body = {"choices": [choice], "usage": {"completion_tokens": num_tokens}}
+    body = {"choices": [choice], "usage": {"completion_tokens": num_tokens, "prompt_tokens": 7}}
     return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()
 
 

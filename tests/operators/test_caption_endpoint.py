@@ -292,5 +292,7 @@ def test_transformers_serve_captions_photographs(qwen: tuple[str, str], tmp_path
     assert texts[1]
     assert texts[0] != texts[1]  # the pictures were looked at
     assert first["num_tokens"].to_pylist() == [16, 16, None]
+    asked = first["num_prompt_tokens"].to_pylist()
+    assert min(asked[:2]) > 64  # the picture's tokens are counted, too
     assert all("truncated" in checks for checks in first["checks"].to_pylist()[:2])
     assert caption(batch).equals(first)  # temperature 0: the same words again

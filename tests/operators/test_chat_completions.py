@@ -13,7 +13,7 @@ from operators.chat_completions import Endpoint, EndpointError, ask_all
 from operators.response_cache import Answer
 
 REQUEST = {"model": "seer", "messages": [{"role": "user", "content": "What is it?"}]}
-FINE = Answer("A quiet grey harbour.", 5, "stop")
+FINE = Answer("A quiet grey harbour.", 5, "stop", 7)
 
 
 def ask(server: Any, count: int = 1, **settings: Any) -> list[Answer | EndpointError]:
@@ -141,7 +141,7 @@ def test_garbage_fails_the_row_only(chat_server: Any, body: bytes) -> None:
 )
 def test_texts_come_back_whole(chat_server: Any, text: str) -> None:
     chat_server.replies = [chat_server.answer(text, "length", 7)]
-    assert ask(chat_server) == [Answer(text, 7, "length")]
+    assert ask(chat_server) == [Answer(text, 7, "length", 7)]
 
 
 def test_odd_answers_fit_the_columns(chat_server: Any) -> None:
@@ -151,14 +151,38 @@ def test_odd_answers_fit_the_columns(chat_server: Any) -> None:
         chat_server.answer("many", "stop", 2**40),
         chat_server.answer("true", "stop", True),
         (200, {}, b'{"choices": [{"message": {"content": "bare"}}]}'),
+        chat_server.answer("odd end", "\ud83d" * 999, 3),
     ]
-    assert ask(chat_server, 5, concurrency=1) == [
-        Answer("half ? a pair", 3, "stop"),
-        Answer("", None, "stop"),
-        Answer("many", None, "stop"),
-        Answer("true", None, "stop"),
+    assert ask(chat_server, 6, concurrency=1) == [
+        Answer("half ? a pair", 3, "stop", 7),
+        Answer("", None, "stop", 7),
+        Answer("many", None, "stop", 7),
+        Answer("true", None, "stop", 7),
         Answer("bare", None, None),
+        Answer("odd end", 3, "?" * 300, 7),
     ]
+
+
+def test_an_endless_answer_is_not_read_to_its_end(chat_server: Any) -> None:
+    chat_server.replies = [(200, {}, b" " * 40_000_000), chat_server.answer("x" * 15_000_000)]
+    first, second = ask(chat_server, 2, concurrency=1)
+    assert isinstance(first, EndpointError)
+    assert (first.type, first.message) == ("bad_response", "longer than 16,000,000 bytes")
+    assert isinstance(second, Answer)
+    assert len(second.text) == 15_000_000
+
+
+def test_latency_is_that_of_the_answer_alone(chat_server: Any) -> None:
+    def slow(body: dict[str, Any]) -> Any:
+        time.sleep(0.1)
+        return chat_server.answer("A quiet grey harbour.")
+
+    chat_server.replies = [(500, {}, b""), (500, {}, b"")]
+    chat_server.default = slow
+    [answer] = ask(chat_server, retry_wait_s=0.3)
+    assert isinstance(answer, Answer)
+    assert answer.latency_s is not None
+    assert 0.1 <= answer.latency_s < 0.3
 
 
 def test_at_most_so_many_at_once_and_in_order(chat_server: Any) -> None:

@@ -1,6 +1,7 @@
 """Rows in, rows out, in the same order, in batches of one shape."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -43,3 +44,23 @@ def test_outputs_do_not_depend_on_neighbours() -> None:
         assert alone is not None
         assert output is not None
         np.testing.assert_array_equal(alone, output)
+
+
+def test_rows_prepared_ahead_are_the_same() -> None:
+    rows = [float(i) for i in range(7)]
+
+    def run(device: str) -> list[list[float]]:
+        outputs = run_fixed(rows, lambda row: torch.full((2,), row), lambda x: x + 1, 3, device)
+        return [output.tolist() for output in outputs if output is not None]
+
+    # "cpu:0" is the CPU under a name that is treated as an accelerator's
+    assert run("cpu:0") == run("cpu") == [[row + 1] * 2 for row in rows]
+
+
+def test_what_prepare_raises_is_raised() -> None:
+    def prepare(row: float) -> Tensor:
+        raise ValueError("a bug")
+
+    for device in ("cpu", "cpu:0"):
+        with pytest.raises(ValueError, match="a bug"):
+            run_fixed([1.0], prepare, lambda x: x, 2, device)

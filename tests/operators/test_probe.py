@@ -42,6 +42,7 @@ def test_facts_of_real_photographs(photos: Path) -> None:
         "height": 1411,
         "aspect": 1.0,
         "file_bytes": len(data),
+        "bytes_per_pixel": pytest.approx(len(data) / 1411**2),
         "mode": "RGB",
         "orientation": 1,
         "sha256": hashlib.sha256(data).hexdigest(),

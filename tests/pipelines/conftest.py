@@ -17,9 +17,10 @@ from infra.schema import TOKENS
 from infra.storage import Storage
 from packing.plan import PLAN
 from packing.shards import PACK_INDEX
+from pipelines.balance import Balance
 from pipelines.curate_images import curate, score
-from pipelines.decide import Balance, Decide
-from pipelines.phase import TRANSIENT, Phase
+from pipelines.decide import Decide
+from pipelines.phase import Phase, is_transient
 from pipelines.recipe import Recipe
 from pipelines.refresh import Made, refresh
 from pipelines.rules import Rule
@@ -37,13 +38,15 @@ def run_here(storage: Storage, phase: Made) -> TableRecord:
     """Stands in for `refresh`: operators make the same rows, in this process."""
     if not isinstance(phase, Phase):
         return refresh(storage, phase)
+    if phase.prepare is not None:
+        phase.prepare(storage)
     parts = []
     version = runs.version_of(phase.fingerprint)
     for number in range(phase.num_parts):
         rows = phase.input.load(storage, phase.input.rows(storage, number))
         for operator in phase.operators:
             rows = operator(rows)
-        rows = rows.drop_columns([name for name in TRANSIENT if name in rows.column_names])
+        rows = rows.drop_columns([name for name in rows.column_names if is_transient(name)])
         file = f"{version}/part-{number:05d}.parquet"
         storage.write_part(f"{phase.table}/{file}", rows, phase.schema, phase.key)
         parts.append(Part(file, len(rows), len(rows) - rows["error"].null_count))

@@ -1,13 +1,15 @@
 """Contact sheets: the chosen samples in their order, small, with words beside them."""
 
 import io
+import json
 
 import pytest
 from PIL import Image
 
 from infra import catalog
 from infra.pixels import DecodeError
-from pipelines.contact_sheets import THUMBNAIL, Choice, pictures, thumbnail
+from operators.text_probe import TextError
+from pipelines.contact_sheets import EXCERPT, THUMBNAIL, Choice, excerpt, pictures, thumbnail
 from pipelines.recipe import Recipe
 
 
@@ -68,3 +70,17 @@ def test_long_texts_stay_in_the_database(curated: Recipe) -> None:
         [picture] = pictures(con, curated.sources, curated.dataset, [Choice(evil)])
     assert len(picture.caption) == 1000
     assert picture.credit == "</figcaption><script>alert(3)</script>, CC0"
+
+
+def test_of_texts_the_beginning_is_shown() -> None:
+    evil = "</span><script>alert(1)</script>\n"
+    assert excerpt(json.dumps({"text": f"  {evil}"}).encode()) == evil.strip()
+    chat = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": " 4"}]
+    assert excerpt(json.dumps({"messages": chat}).encode()) == "user: 2 + 2? assistant:  4"
+    long = excerpt(json.dumps({"text": "word " * 200_000}).encode())
+    assert len(long) <= EXCERPT + 1
+    assert long.endswith("word…")
+    many = excerpt(json.dumps({"messages": chat * 10_000}).encode())
+    assert len(many) <= EXCERPT + 1
+    with pytest.raises(TextError):
+        excerpt(b"\xff")

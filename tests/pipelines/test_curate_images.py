@@ -11,12 +11,14 @@ import pytest
 
 from infra import catalog, runs
 from infra.config import ConfigError
+from infra.runs import Part, TableRecord
 from infra.storage import Storage
 from operators.caption import Caption
 from operators.clarity import Clarity
 from pipelines import curate_images
-from pipelines.decide import Balance, Decide
-from pipelines.recipe import Captions, Cheap, Documents, Pool, Recipe
+from pipelines.balance import Balance
+from pipelines.decide import Decide
+from pipelines.recipe import Captions, Cheap, Documents, Embeddings, Models, Ocr, Pool, Recipe
 from pipelines.rules import Rule
 from pipelines.source import Source
 
@@ -203,6 +205,101 @@ def test_mistakes_stop_before_any_work(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be used" in one_line(make_recipe(tmp_path / "file/ws", photos))
     assert not (workspace / "samples").exists()
+
+
+def test_prompts_ask_for_scores_that_there_are(tmp_path: Path, photos: Path) -> None:
+    def check(prompt: str, **changes: Any) -> Recipe:
+        caption = Caption(engine="vllm", model="m", prompt=prompt)
+        recipe = make_recipe(tmp_path, photos, captions=Captions(operator=caption), **changes)
+        curate_images.check_rules(recipe)
+        return recipe
+
+    with pytest.raises(ConfigError, match=r"names {ocr_text}, which .* add `ocr: {}`"):
+        check("It reads {ocr_text}.", models=Models())
+    for models in (None, Models(topics=None)):
+        with pytest.raises(
+            ConfigError, match=r"names {topic}, which .* add `models: {topics: {}}`"
+        ):
+            check("A picture of {topic|something}.", models=models, ocr=Ocr())
+    assert check("{topic}: {ocr_text|nothing}", models=Models(), ocr=Ocr()).ocr == Ocr()
+
+
+def test_a_cache_that_is_none_stops_before_any_work(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = tmp_path / "foreign.db"
+    foreign.write_text("no cache, " * 200)
+    asked: list[str] = []
+    monkeypatch.setattr(curate_images, "check_endpoint", lambda url, *rest: asked.append(url))
+    values = {"engine": "openai", "base_url": "http://host/v1", "model": "m"}
+
+    def told(cache: Path, **settings: Any) -> str:
+        caption = Caption(**values, cache=str(cache), **settings)
+        return one_line(make_recipe(tmp_path / "ws", photos, captions=Captions(operator=caption)))
+
+    assert f"caption cache `{foreign}`: file is not a database" in told(foreign)
+    assert asked == ["http://host/v1"]
+    assert f"caption cache `{foreign}`" in told(foreign, ask=False)
+    assert f"caption cache `{foreign}/c`" in told(foreign / "c")
+    assert len(asked) == 2
+    given = Captions(operator=Caption(cache=str(foreign)))  # which asks nobody
+    curate_images.check(make_recipe(tmp_path / "ws", photos, captions=given))
+
+
+def planned(recipe: Recipe) -> dict[str, TableRecord]:
+    """What the phases of a run would be, none of which runs."""
+    found: dict[str, TableRecord] = {}
+
+    def plan(storage: Storage, made: Any) -> TableRecord:
+        parts = (Part("v-0/part-00000.parquet", 1),)
+        record = TableRecord(made.table, made.fingerprint, made.row_spec, "sample_id", parts)
+        return found.setdefault(made.table, record)
+
+    curate_images.curate(recipe, run=plan)
+    return found
+
+
+def test_another_gate_makes_prompts_and_texts_with_its_scores_anew(
+    tmp_path: Path, photos: Path
+) -> None:
+    """What a group saw stands in them, so that rows made before it saw more are not taken over."""
+    caption = Caption(engine="vllm", model="m", prompt="It reads {ocr_text|nothing}.")
+    recipe = make_recipe(
+        tmp_path / "ws",
+        photos,
+        models=Models(aesthetics=None),
+        ocr=Ocr(gate="clarity > 0.5"),
+        captions=Captions(operator=caption),
+        documents=Documents(text=("{text}", "{ocr_text}")),
+    )
+
+    def row_specs(**changes: Any) -> list[str]:
+        changed = dataclasses.replace(recipe, **changes)
+        given = dataclasses.replace(changed, captions=Captions())  # no word of the text in them
+        captions, documents = planned(changed), planned(given)
+        return [captions["captions/photos"].row_spec, documents["documents/photos"].row_spec]
+
+    before = row_specs()
+    assert row_specs() == before
+    seen = [
+        row_specs(ocr=Ocr(gate="clarity > 0.4")),
+        row_specs(ocr=Ocr()),
+        row_specs(models=Models(aesthetics=None, gate="width > 300")),
+        # A gate asks scores, so that other scores open it for others.
+        row_specs(cheap=Cheap(clarity=Clarity(short_side=128))),
+    ]
+    for specs in zip(before, *seen, strict=True):
+        assert len(set(specs)) == len(specs)
+    # More rows, other rules and gates of groups that nothing is made of change no row's values.
+    assert row_specs(decide=Decide()) == before
+    assert row_specs(embeddings=Embeddings(gate="clarity > 0.9")) == before
+    plain = {
+        "documents": Documents(),
+        "captions": Captions(operator=Caption(engine="vllm", model="m")),
+    }
+    assert row_specs(**plain) == row_specs(**plain, ocr=Ocr(gate="clarity > 0.4"))
+    ungated = row_specs(ocr=Ocr())
+    assert row_specs(ocr=Ocr(), models=Models()) == ungated
 
 
 def test_impossible_recipes(tmp_path: Path, photos: Path) -> None:

@@ -1,6 +1,7 @@
 """Decisions against a plain Python reading of the rules, on random tables."""
 
 import hashlib
+import itertools
 import math
 import random
 from collections import Counter
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from infra.runs import Part, TableRecord, load_record
 from infra.schema import DECISIONS, ERROR, SAMPLES, sample_id, uniform
 from infra.storage import Storage
-from pipelines.decide import Balance, Decide, Decision, decide
+from pipelines.balance import Balance
+from pipelines.decide import Decide, Decision, decide
 from pipelines.inputs import dataset_parts
 from pipelines.rules import Rule
 from pipelines.scored import ScoredPart
@@ -141,14 +143,16 @@ def expected(rows: list[Row], config: Decide) -> list[Row]:
             elif not passes:
                 failures[id_].append(rule.name)
     kept = [row for row in fine if not failures[row["sample_id"]]]
-    over = balanced_away(kept, config.balance) if config.balance else set()
+    copies = dict.fromkeys((row["sample_id"] for row in kept), 1)
+    if config.balance:
+        copies |= balanced(kept, config.balance)
     told = []
     for row in rows:
         id_, failed = row["sample_id"], row not in fine
         reason = failures[id_][0] if failures[id_] else None
         if failed:
             reason = f"{row['failed']}:bad"
-        elif not failures[id_] and id_ in over:
+        elif not failures[id_] and not copies[id_]:
             reason = f"balance:{row['topic']}"
         status = "failed" if failed else "rejected" if reason else "kept"
         told.append(
@@ -158,29 +162,62 @@ def expected(rows: list[Row], config: Decide) -> list[Row]:
                 "reason": reason,
                 "failed_rules": [] if failed else failures[id_],
                 "topic": row["topic"] if config.balance else None,
-                "copies": int(status == "kept"),
+                "copies": copies[id_] if status == "kept" else 0,
             }
         )
     return sorted(told, key=lambda row: row["sample_id"])
 
 
-def balanced_away(kept: list[Row], balance: Balance) -> set[str]:
-    counts = Counter(row["topic"] for row in kept if row["topic"] is not None)
-    rate = {topic: balance.keep_rates.get(topic, 1.0) for topic in counts}
+def balanced(kept: list[Row], balance: Balance) -> dict[str, int]:
+    """Copies of every row that passed and has a topic, read off the definition."""
+    by_topic: dict[str, list[str]] = {}
+    for row in kept:
+        if row["topic"] is not None:
+            by_topic.setdefault(row["topic"], []).append(row["sample_id"])
+    drawn = {id_: uniform(id_, balance.seed) for ids in by_topic.values() for id_ in ids}
+    by_topic = {t: sorted(ids, key=lambda id_: (drawn[id_], id_)) for t, ids in by_topic.items()}
+    if balance.target:
+        return targeted(by_topic, balance)
+    rate = {topic: balance.keep_rates.get(topic, 1.0) for topic in by_topic}
     if balance.temperature is not None:
-        left = {topic: counts[topic] * rate[topic] for topic in counts if rate[topic] > 0}
+        left = {t: len(by_topic[t]) * rate[t] for t in by_topic if rate[t] > 0}
         share = {topic: n ** (1 / balance.temperature) / n for topic, n in left.items()}
         for topic in share:
             rate[topic] *= share[topic] / max(share.values())
-    away = set()
-    for topic in counts:
-        here = [row["sample_id"] for row in kept if row["topic"] == topic]
-        drawn = {id_: uniform(id_, balance.seed) for id_ in here}
-        stay = [id_ for id_ in here if drawn[id_] < rate[topic]]
-        if balance.cap is not None:
-            stay = sorted(stay, key=lambda id_: (drawn[id_], id_))[: balance.cap]
-        away |= set(here) - set(stay)
-    return away
+    stay = []
+    for topic, ids in by_topic.items():
+        stay += [id_ for id_ in ids if drawn[id_] < rate[topic]][: balance.cap]
+    return {id_: int(id_ in stay) for id_ in drawn}
+
+
+def targeted(by_topic: dict[str, list[str]], balance: Balance) -> dict[str, int]:
+    """The largest result is searched for, one size after the other."""
+    others = sum(len(ids) for topic, ids in by_topic.items() if topic not in balance.target)
+    rest = 1 - sum(Fraction(str(share)) for share in balance.target.values())
+    weight = {
+        topic: Fraction(str(balance.target[topic]))
+        if topic in balance.target
+        else rest * len(ids) / others
+        for topic, ids in by_topic.items()
+    }
+    whole = sum(weight.values())
+    total = 0
+    while whole and (balance.total is None or total < balance.total):
+        grown = {topic: share / whole * (total + 1) for topic, share in weight.items()}
+        if any(grown[t] > balance.max_copies * len(by_topic[t]) for t in by_topic):
+            break
+        total += 1
+    exact = {
+        topic: share / whole * total if whole else Fraction(0) for topic, share in weight.items()
+    }
+    wanted = {topic: math.floor(number) for topic, number in exact.items()}
+    for topic in sorted(exact, key=lambda topic: (-(exact[topic] % 1), topic)):
+        wanted[topic] += sum(wanted.values()) < total
+    copies: dict[str, int] = {}
+    for topic, ids in by_topic.items():
+        again_and_again = itertools.islice(itertools.cycle(ids), wanted[topic])
+        copies |= dict.fromkeys(ids, 0) | Counter(again_and_again)
+    return copies
 
 
 RULES = st.lists(
@@ -197,14 +234,24 @@ RULES = st.lists(
     ),
     max_size=4,
 )
-BALANCES = st.none() | st.builds(
+TOPICS = st.sampled_from(["cats", "dogs", "o'hare", "x"])
+SEEDS = st.integers(0, 3)
+THINNED = st.builds(
     Balance,
     by=st.just("topic"),
-    keep_rates=st.dictionaries(st.sampled_from(["cats", "o'hare", "x"]), st.floats(0, 1)),
+    keep_rates=st.dictionaries(TOPICS, st.floats(0, 1)),
     temperature=st.none() | st.floats(1, 5),
     cap=st.none() | st.integers(1, 12),
-    seed=st.integers(0, 3),
+    seed=SEEDS,
 )
+TARGETED = st.builds(
+    Balance,
+    target=st.dictionaries(TOPICS, st.sampled_from([0.0, 0.1, 0.25]), min_size=1),
+    max_copies=st.integers(1, 4),
+    total=st.none() | st.integers(1, 50),
+    seed=SEEDS,
+)
+BALANCES = st.none() | THINNED | TARGETED
 
 
 @given(RULES, BALANCES, st.integers(0, 10**6), st.integers(0, 60), st.sampled_from([7, 25, 100]))
@@ -231,12 +278,17 @@ def test_against_plain_python(
     assert decided(folder, rows, config, per_part) == expected([*rows["a"], *rows["b"]], config)
 
 
-def test_parts_do_not_matter(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "balance",
+    [
+        Balance(keep_rates={"cats": 0.8}, temperature=2.0, cap=5),
+        Balance(target={"cats": 0.2, "dogs": 0.5}, max_copies=3),
+    ],
+)
+def test_parts_do_not_matter(tmp_path: Path, balance: Balance) -> None:
     rows = {"a": make_rows(3, 60, "a"), "b": make_rows(3, 30, "b")}
-    config = Decide(
-        rules=(Rule(name="wide", keep="width >= 200"), Rule(name="best", top=0.5, by="clarity")),
-        balance=Balance(keep_rates={"cats": 0.8}, temperature=2.0, cap=5),
-    )
+    rules = (Rule(name="wide", keep="width >= 200"), Rule(name="best", top=0.8, by="clarity"))
+    config = Decide(rules=rules, balance=balance)
     one = decided(tmp_path / "one", rows, config, 1000)
     assert one == decided(tmp_path / "many", rows, config, 4)
     assert {row["status"] for row in one} == {"kept", "rejected", "failed"}
@@ -306,19 +358,16 @@ def test_on_s3(s3: str) -> None:
     assert found == expected(rows["a"], config)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"keep_rates": {"a": 1.5}}, "keep_rates: a is 1.5"),
-        ({"temperature": 0.5}, "temperature is 0.5"),
-        ({"cap": 0}, "cap is 0"),
-    ],
-)
-def test_impossible_balances(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Balance(**values)
-
-
 def test_rule_names_are_unique() -> None:
     with pytest.raises(ValueError, match="`r` stands twice"):
         Decide(rules=(Rule(name="r", keep="true"), Rule(name="r", keep="false")))
+
+
+def test_a_topic_that_no_row_has_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"a": make_rows(1, 40, "a")}
+    decided(tmp_path, rows, Decide(balance=Balance(keep_rates={"cats": 0.5, "cars": 0.5})), 7)
+    told = capsys.readouterr().err
+    assert "balance names `cars`: no row that passed the rules of decisions/d has it" in told
+    assert "`cats`" not in told

@@ -154,6 +154,11 @@ def test_rows_are_all_there_in_order_of_id(tmp_path: Path, log: Path) -> None:
     [run] = storage.names("runs")
     told = storage.read_json(f"runs/{run}")
     assert (told["rows_out"], told["rows_failed"]) == (32, 6)
+    assert (told["units"], told["rows_computed"], told["retry"]) == (6 + 3, 32, None)
+    seconds = told["load_s"] + told["operators_s"] + told["write_s"]
+    assert told["cpu_s"] == pytest.approx(seconds)
+    assert 0 < seconds < told["duration_s"]
+    assert told["gpu_s"] == 0
 
 
 @pytest.mark.parametrize(
@@ -242,11 +247,13 @@ def test_a_gate_that_admits_more_computes_only_those(tmp_path: Path, log: Path) 
     assert computed(log).total() == 15 + 1
     wide = make_phase(operator, input=Numbers((23, 0, 9), at_least=3), row_filter="n >= 3")
     run_phase(storage, wide)
-    assert computed(log).total() == 20 + 6
-    assert set(computed(log).values()) == {1}
-    # Narrower again: nothing to compute, and rows that are out are gone.
+    # 14 and 21 had failed: they are tried again.
+    assert computed(log).total() == 20 + 6 + 2
+    twice = {id_ for id_, count in computed(log).items() if count == 2}
+    assert twice == {hashlib.md5(f"0/{n}".encode()).hexdigest() for n in (14, 21)}
+    # Narrower again: nothing else to compute, and rows that are out are gone.
     assert run_phase(storage, narrow).num_rows == 16
-    assert computed(log).total() == 26
+    assert computed(log).total() == 28 + 2
     fresh = Storage(str(tmp_path / "fresh"))
     run_phase(fresh, narrow)
     assert content(tmp_path / "ws/scores") == content(tmp_path / "fresh/scores")

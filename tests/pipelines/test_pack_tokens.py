@@ -1,6 +1,7 @@
 """Tokens of two parts into packs on Ray, and back through the reader."""
 
 import hashlib
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +11,13 @@ from infra import runs
 from infra.config import ConfigError
 from infra.runs import Part, TableRecord
 from infra.schedules import SCHEDULES
-from infra.schema import TOKENS
+from infra.schema import DECISIONS, TOKENS
 from infra.segments import Image, Text, count
 from infra.storage import Storage
 from packing.cost import coefficients, qwen2_5_7b
 from packing.plan import Packing
 from packing.reader import open_packs, read_pack
-from pipelines.pack_tokens import PackPhase, write_packs
+from pipelines.pack_tokens import PackPhase, read_copies, write_packs
 
 NUM_SCALES = 4
 FACTS = {
@@ -88,9 +89,24 @@ def tokens(tmp_path):
     return storage, record, expected
 
 
-def phase_of(record, **packing):
+def phase_of(record, decisions=(), **packing):
     settings = Packing(**({"tokens_per_pack": 200} | packing))
-    return PackPhase("photos-256", record, settings, coefficients(qwen2_5_7b(64)))
+    return PackPhase("photos-256", record, settings, coefficients(qwen2_5_7b(64)), decisions)
+
+
+def judge(storage, stage, copies, per_part=17):
+    """Decisions that give samples these copies."""
+    schema = pa.schema([field.remove_metadata() for field in DECISIONS])
+    rows = [{"sample_id": id_, "status": "kept", "copies": n} for id_, n in copies.items()]
+    parts = []
+    for number, start in enumerate(range(0, len(rows), per_part)):
+        here = rows[start : start + per_part]
+        file = f"v-1/part-{number:05d}.parquet"
+        table = pa.Table.from_pylist(here, schema=schema)
+        storage.write_part(f"{stage}/photos/{file}", table, DECISIONS, "sample_id")
+        parts.append(Part(file, len(here)))
+    spec = hashlib.md5(repr((stage, copies)).encode()).hexdigest()
+    return TableRecord(f"{stage}/photos", spec, spec, "sample_id", tuple(parts))
 
 
 def test_every_document_comes_back_once_with_its_codes(tokens, ray_session):
@@ -140,6 +156,62 @@ def test_unchanged_tokens_are_not_packed_again_and_other_settings_are(tokens, ra
     assert write_packs(storage, phase_of(record)) == first
     assert storage.find("packs") == before
     assert write_packs(storage, phase_of(record, seed=1)).fingerprint != first.fingerprint
+
+
+def test_documents_are_packed_as_often_as_the_decisions_say(tokens, ray_session):
+    storage, record, expected = tokens
+    sample_of = {hashlib.md5(n.encode()).hexdigest(): n for n in map(str, range(2000))}
+    copies = {sample_of[id_]: int(id_, 16) % 4 for id_ in expected}
+    decisions = judge(storage, "decisions", copies)
+    packed = write_packs(storage, phase_of(record, (decisions,)))
+    packs = open_packs(storage.path(packed.table))
+    seen = {}
+    for i in range(packs.num_packs):
+        for found in read_pack(packs, i).documents:
+            seen.setdefault(found.doc_id, []).append(found.copy)
+            assert np.array_equal(found.segments[0].ids, expected[found.doc_id][0].ids)
+    wanted = {id_: copies[sample_of[id_]] for id_ in expected}
+    assert {id_: sorted(numbers) for id_, numbers in seen.items()} == {
+        id_: list(range(n)) for id_, n in wanted.items() if n
+    }
+    once = judge(storage, "decisions", dict.fromkeys(copies, 1))
+    assert write_packs(storage, phase_of(record, (once,))).fingerprint != packed.fingerprint
+    none = judge(storage, "decisions", dict.fromkeys(copies, 0))
+    with pytest.raises(ConfigError, match="leave no document a copy"):
+        write_packs(storage, phase_of(record, (none,)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_are_the_least_of_the_samples_and_the_product_of_the_stages(tmp_path, seed):
+    storage = Storage(str(tmp_path))
+    rng = np.random.default_rng(seed)
+    samples = [hashlib.md5(f"s{n}".encode()).hexdigest() for n in range(60)]
+    stages = [
+        {id_: int(rng.integers(4)) for id_ in samples if rng.random() < share}
+        for share in (0.8, 0.4)
+    ]
+    rows = [
+        {"doc_id": f"{n:03d}", "sample_ids": rng.choice(samples, rng.integers(4)).tolist()}
+        for n in range(200)
+    ]
+    schema = pa.schema([field.remove_metadata() for field in TOKENS])
+    table = pa.Table.from_pylist(rows, schema=schema)
+    storage.write_part("tokens/photos-256/v/part-00000.parquet", table, TOKENS, "doc_id")
+    part = Part("v/part-00000.parquet", len(rows))
+    record = TableRecord("tokens/photos-256", "f", "r", "doc_id", (part,), FACTS)
+    names = ("decisions", "caption_decisions")
+    records = [judge(storage, name, copies) for name, copies in zip(names, stages, strict=True)]
+    asked = [row["doc_id"] for row in rows if rng.random() < 0.9]
+    for num_stages in range(3):
+        found = read_copies(storage, phase_of(record, tuple(records[:num_stages])), asked)
+        expected = [
+            min(
+                (math.prod(stage.get(id_, 1) for stage in stages[:num_stages]) for id_ in samples),
+                default=1,
+            )
+            for samples in (row["sample_ids"] for row in rows if row["doc_id"] in asked)
+        ]
+        assert found.tolist() == expected
 
 
 def test_nothing_to_pack_is_told(tokens, ray_session):

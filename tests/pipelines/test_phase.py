@@ -10,7 +10,8 @@ import pytest
 from infra.config import ConfigError
 from infra.runs import Part, TableRecord
 from infra.storage import Storage
-from pipelines.phase import Phase, Stage, check_columns
+from operators.aesthetics import Aesthetics
+from pipelines.phase import Operator, Phase, Stage, check_columns, is_transient
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,28 @@ def test_columns_are_followed_through_all_stages() -> None:
     check_columns(phase(Stage((Decode(),)), Stage((Measure(),))))
     with pytest.raises(ConfigError, match=r"scores/p/x: Measure reads `image`, which no earlier"):
         check_columns(phase(Stage((Measure(), Decode()))))
+
+
+def test_a_head_without_its_tower_is_told() -> None:
+    head = Aesthetics("open_clip", "ViT-L-14", "openai", head="head.pth")
+    assert head.tower is not None
+    other = dataclasses.replace(head.tower, batch_rows=8)
+
+    def check(*operators: Operator) -> None:
+        schema = pa.schema([("id", pa.string()), ("aesthetic", pa.float32())])
+        columns = Input(("id", "bytes", "error"))
+        stage = Stage((Decode(), *operators))
+        check_columns(dataclasses.replace(phase(stage), schema=schema, input=columns))
+
+    check(head.tower, head)
+    for operators in ((head,), (other, head)):
+        with pytest.raises(ConfigError, match="Aesthetics reads `features:ViT-L-14/openai:"):
+            check(*operators)
+
+
+def test_files_pixels_and_features_are_never_stored() -> None:
+    assert all(is_transient(name) for name in ("bytes", "image", "features:ViT-L-14/openai"))
+    assert not any(is_transient(name) for name in ("features", "topic", "embedding", "image_uri"))
 
 
 def test_a_column_of_the_table_that_nobody_writes() -> None:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from infra.config import ConfigError, build
-from pipelines.curate_images import cheap_operators, model_operators, rule_columns, score_schema
+from pipelines import curate_images, curate_texts
 from pipelines.recipe import Recipe, recipe_path
 
 ROOT = Path(__file__).parents[2]
@@ -13,6 +13,7 @@ SMALLEST = {
     "workspace": "w",
     "sources": [{"name": "s", "kind": "folder", "path": "p"}],
 }
+TEXTS = [{"name": "t", "kind": "jsonl", "path": "p"}]
 
 
 def test_our_recipes_are_found_by_name():
@@ -20,11 +21,16 @@ def test_our_recipes_are_found_by_name():
     assert recipe_path("some/own.yaml") == Path("some/own.yaml")
 
 
-def test_the_readmes_recipe_is_a_recipe():
+def test_the_readmes_recipes_are_recipes():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    recipe = build(Recipe, yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0]))
-    cheap = score_schema(cheap_operators(recipe))
-    recipe.decide.check(rule_columns(cheap, score_schema(model_operators(recipe), cheap)))
+    pictures, texts = (
+        build(Recipe, yaml.safe_load(block.split("```")[0]))
+        for block in readme.split("```yaml\n")[1:]
+    )
+    curate_images.check_rules(pictures)
+    curate_texts.check_rules(texts)
+    assert texts.holds_texts
+    assert not pictures.holds_texts
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,12 @@ def test_the_readmes_recipe_is_a_recipe():
         ({"tokenize": {"operator": {"level": 512}}}, "raise documents.level"),
         ({"pack": {"cost_model": "trained"}}, "add a `train` section"),
         ({"cheap": {"pool": {"workers": 0}}}, "workers is 0"),
+        ({"text": {"loss_on": "responses"}}, "`text` is for texts"),
+        ({"sources": TEXTS, "ocr": {}}, "`ocr` is for pictures"),
+        ({"sources": TEXTS, "documents": {"level": 512}}, "`documents` is for pictures"),
+        ({"sources": [*TEXTS, *SMALLEST["sources"]]}, "pictures and texts"),
+        ({"duplicates": {"semantic": {}}}, "add `embeddings: {}`"),
+        ({"models": {"similarity": {"model": "x", "of": "text"}}}, "captions.similarity"),
     ],
 )
 def test_what_cannot_be_is_told(more, message):

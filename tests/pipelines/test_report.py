@@ -8,15 +8,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
 
+from infra import catalog
 from infra.config import ConfigError
+from infra.runs import load_record, save_record
+from pipelines import report as reporting
 from pipelines import stats
 from pipelines.decide import Decide
-from pipelines.recipe import Recipe
+from pipelines.decided import decided
+from pipelines.duplicates import Duplicates
+from pipelines.recipe import Captions, Recipe
 from pipelines.report import funnel_bars, write_report
+from pipelines.rules import Rule
 
 VOID = {"meta", "img"}
 
@@ -64,7 +71,8 @@ def test_what_people_wrote_is_text(curated: Recipe) -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none'")
     loads = {attributes.get(name) for _, attributes in page.tags for name in ("src", "href")}
-    assert all(uri is None or uri.startswith(("data:image/jpeg;base64,", "#")) for uri in loads)
+    loads -= {None, "report-what-if.html"}
+    assert all(uri.startswith(("data:image/jpeg;base64,", "#")) for uri in loads if uri)
     assert "url(" not in text
     assert "@import" not in text
 
@@ -103,8 +111,66 @@ def test_cuts_failures_and_topics_are_told(curated: Recipe) -> None:
 
 
 def test_the_same_tables_give_the_same_page(curated: Recipe, tmp_path: Path) -> None:
-    first, second = (write_report(curated, str(tmp_path / name)) for name in ("a.html", "b.html"))
+    first, second = (write_report(curated, str(tmp_path / n / "a.html")) for n in ("one", "two"))
     assert Path(first).read_bytes() == Path(second).read_bytes()
+
+
+def test_reports_in_one_folder_keep_their_pages(
+    curated: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def write(recipe: Recipe, made: object, path: str) -> None:
+        Path(path).write_text("sliders")
+
+    monkeypatch.setattr(reporting, "write_what_if", write)
+    for name in ("a.html", "b", "100% #1?.html"):
+        page = Page(Path(write_report(curated, str(tmp_path / name))).read_text(encoding="utf-8"))
+        [link] = [a["href"] for a in page.all("a") if "what-if" in (a["href"] or "")]
+        assert link is not None
+        assert (tmp_path / unquote(link)).exists()
+        assert not {"#", "?"} & set(link)
+    pages = sorted(path.name for path in tmp_path.glob("*-what-if.html"))
+    assert pages == ["100% #1?-what-if.html", "a-what-if.html", "b-what-if.html"]
+
+
+def test_rules_on_captions_and_duplicates_are_shown(
+    recipe: Recipe, curate_here: Callable[[Recipe], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = Rule(name="short", keep="length(text) < 26")
+    recipe = replace(
+        recipe,
+        decide=Decide(),
+        captions=Captions(rules=(short,)),
+        duplicates=Duplicates(memory_gb=0.5, perceptual=None),
+    )
+    curate_here(recipe)
+    storage = recipe.storage
+    with catalog.connect(storage) as con:
+        ends = dict(con.execute("SELECT key, reason FROM ledger").fetchall())
+        made = decided(storage, recipe.dataset, recipe.sources)
+        sections = reporting._sections(con, recipe, made, None)
+    shown = {
+        sheet.name: (sheet.total, [picture.key for picture in sheet.pictures])
+        for sheet in sections["sheets"]
+    }
+    long = {key for key, reason in ends.items() if reason == "short"}
+    assert "coffee.png" in long
+    total, keys = shown["rejected later: short"]
+    assert (total, set(keys)) == (len(long), long)
+    small = shown["rejected later: documents:too_small_for_level"][1]
+    assert not {*long, *small} & set(shown["kept"][1])
+    assert shown["kept"][0] == len(shown["kept"][1])
+
+    [exact] = sections["duplicates"]
+    record = load_record(storage, "duplicates/mixed/exact")
+    assert record is not None
+    assert (exact.kind, exact.rows, exact.copies) == ("exact", record.num_rows, exact.groups)
+    pairs = [{picture.key for picture in group.pictures} for group in exact.largest]
+    assert {"coffee.png", "no caption.png"} in pairs
+    save_record(storage, replace(record, facts=record.facts | {"crowded": 17}))
+    page = Page(Path(write_report(recipe)).read_text(encoding="utf-8"))
+    assert "Duplicates" in page.texts
+    assert f"{exact.rows} compared, {exact.groups} groups" in " ".join(page.texts)
+    assert any(text.startswith("17 times") for text in page.texts)
 
 
 def test_tokens_packs_and_training(

@@ -44,7 +44,9 @@ def pictures(photos: Path) -> list[bytes]:
 def index(workspace: Path, source: Source) -> pa.Table:
     """Rows of `samples` of the whole source, as the phase would write them."""
     storage = Storage(str(workspace))
-    phase = index_phase(storage, source)
+    phase = index_phase(source)
+    assert phase.prepare is not None
+    phase.prepare(storage)
     assert isinstance(phase.input, IndexInput)
     tables = []
     for part in range(phase.num_parts):
@@ -162,13 +164,12 @@ def test_files_that_go_or_change_after_the_listing(
 def test_a_changed_file_is_a_changed_table(put: Put, tmp_path: Path, pictures: list[bytes]) -> None:
     a, b, _ = pictures
     source = Source(name="s", kind="folder", path=put({"a.jpg": a, "a.txt": b"x", "n.md": b""}))
-    storage = Storage(str(tmp_path / "ws"))
-    seen = [index_phase(storage, source).fingerprint]
+    seen = [index_phase(source).fingerprint]
     put({"n.md": b"other"})
-    assert index_phase(storage, source).fingerprint == seen[0]
+    assert index_phase(source).fingerprint == seen[0]
     for change in ({"a.txt": b"y"}, {"a.jpg": b}, {"b.jpg": b}):
         put(change)
-        seen.append(index_phase(storage, source).fingerprint)
+        seen.append(index_phase(source).fingerprint)
     assert len(set(seen)) == 4
 
 

@@ -65,7 +65,9 @@ def test_distributions_are_those_of_the_scores(curated: Recipe) -> None:
     made = decided(curated.storage, curated.dataset, curated.sources)
     con = catalog.connect(curated.storage)
     found = {d.column: d for d in stats.distributions(con, made)}
-    assert set(found) == {"width", "height", "aspect", "file_bytes", "orientation", "clarity"}
+    expected = "width height aspect file_bytes bytes_per_pixel orientation clarity border_share "
+    expected += "background_share background_luma colourfulness entropy grey_share line_art"
+    assert set(found) == set(expected.split())
     [(low, high)] = con.sql(
         "SELECT min(width), max(width) FROM scores_cheap WHERE error IS NULL"
     ).fetchall()

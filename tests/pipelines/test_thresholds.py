@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.rules import Rule
-from pipelines.thresholds import Cut, Threshold, thresholds
+from pipelines.thresholds import Condition, Cut, Side, Threshold, conditions, thresholds
 
 
 def found(keep: str) -> dict[str, list[tuple[float, bool]]]:
@@ -42,3 +42,14 @@ def test_a_quantile_is_cut_where_the_data_say() -> None:
 
 def test_cuts_are_ordered() -> None:
     assert sorted([Cut(2, False), Cut(1, True)]) == [Cut(1, True), Cut(2, False)]
+
+
+def test_conditions_joined_by_and() -> None:
+    keep = "a > 0.5 AND b BETWEEN 1 AND 2 AND (c < 1 OR d > 2) AND 1e-3 <= e AND f = 'x'"
+    assert conditions(keep) == [
+        Condition("(a > 0.5)", "a", (Side(0.5, above=True, inclusive=False),)),
+        Condition("(b BETWEEN 1 AND 2)", "b", (Side(1, True, True), Side(2, False, True))),
+        Condition("((c < 1) OR (d > 2))"),
+        Condition("(1e-3 <= e)", "e", (Side(0.001, True, True),), doubles=True),
+        Condition("(f = 'x')"),
+    ]

@@ -1,16 +1,21 @@
-"""All operators of a recipe, alone in this process and inside Ray: the same tables, bytewise."""
+"""Whole recipes: alone and inside Ray the same tables, bytewise; room for all before the work."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
+from infra.config import ConfigError
 from infra.storage import Storage
+from operators.caption import Caption
+from pipelines import whole_job
 from pipelines.curate_images import curate
 from pipelines.execution import run_phase
 from pipelines.inputs import DocumentInput
-from pipelines.recipe import Models, Pool, Recipe, Tokenize
+from pipelines.recipe import Captions, Documents, Models, Pool, Recipe, Tokenize, Vllm
 from pipelines.source import Source
 from pipelines.tokenize_documents import tokenize_phase
+from pipelines.whole_job import require_pools
 
 TABLES = ("samples", "scores", "decisions", "captions", "documents", "tokens")
 
@@ -47,3 +52,19 @@ def test_operators_give_the_same_rows_alone_and_inside_ray(
     expected = content(tmp_path / "alone")
     assert len(expected) > 10
     assert content(tmp_path / "ray") == expected
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_vllm_is_given_room_before_the_work(curated, monkeypatch):
+    wide = {"tensor_parallel_size": 4}
+    caption = Caption(engine="vllm", model="m", engine_kwargs=wide)
+    asked = Captions(operator=caption, vllm=Vllm(engines=2))
+    require_pools(curated)
+    recipe = replace(curated, captions=asked)
+    with pytest.raises(ConfigError, match="captions by vLLM needs 8 GPUs, the session has 0"):
+        require_pools(recipe)
+    # Captions that are there need no engine.
+    monkeypatch.setattr(whole_job, "captions_are_due", lambda recipe: False)
+    require_pools(recipe)
+    with pytest.raises(ConfigError, match=r"documents\.pool needs 90 CPUs"):
+        require_pools(replace(curated, documents=Documents(pool=Pool(workers=90))))

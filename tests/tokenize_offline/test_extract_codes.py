@@ -89,6 +89,26 @@ def test_documents_become_token_rows(operator: ExtractCodes, photographs: list[P
     assert (first[1]["num_scales"], first[0]["schedule"]) == (12, -1)
 
 
+def test_pictures_between_messages_keep_their_codes(
+    operator: ExtractCodes, photographs: list[Photograph]
+) -> None:
+    """Messages become more or fewer segments than they were: pictures stay with their own."""
+    shown, asked = picture(photographs[0], role="condition", loss=False), words("look", loss=False)
+    answer = words("a cat", loss=True) | {"role": "assistant"}
+    turns = [asked | {"role": "system"}, asked | {"role": "user"}]
+    [row] = operator(table([*turns, shown, answer, shown, *turns, answer])).to_pylist()
+    assert row["error"] is None
+    kinds = [segment["kind"][0] + "-+"[segment["loss"]] for segment in row["segments"]]
+    assert kinds == ["t-", "i-", "t-", "t+", "t-", "i-", "t-", "t+", "t-"]
+    alone = operator(table([shown, words("a cat")])).to_pylist()[0]["segments"][0]
+    for segment in row["segments"]:
+        if segment["kind"] == "image":
+            assert segment["input_codes"] == alone["input_codes"]
+        else:
+            assert segment["input_codes"] is None
+    assert row["num_loss"] == 2 * (len(text.load().encode("a cat")) + 1)
+
+
 def test_rows_do_not_depend_on_their_neighbours(
     operator: ExtractCodes, photographs: list[Photograph]
 ) -> None:
