@@ -122,6 +122,7 @@ def _sections(
     duplicates = {record.table: record for part in made.parts for record in part.duplicates}
     return {
         "dataset": dataset,
+        "texts": recipe.holds_texts,
         "workspace": storage.path(),
         "stale": stats.STALE if made.stale else None,
         "steps": dict(steps),
