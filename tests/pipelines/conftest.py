@@ -58,6 +58,22 @@ def run_here(storage: Storage, phase: Made) -> TableRecord:
     return record
 
 
+@pytest.fixture(params=["local", "s3"])
+def put(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str, bytes]], str]:
+    """Writes files into a source's root, here and on S3, and returns the root."""
+    if request.param == "local":
+        root = str(tmp_path / "source")
+    else:
+        root = request.getfixturevalue("s3") + "/source"
+
+    def write(files: dict[str, bytes]) -> str:
+        for name, data in files.items():
+            Storage(root).write(name, data)
+        return root
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def mixed_photos(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs, and what a curator meets beside them; do not write here."""

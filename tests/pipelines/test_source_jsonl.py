@@ -26,22 +26,6 @@ Put = Callable[[dict[str, bytes]], str]
 CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 
 
-@pytest.fixture(params=["local", "s3"])
-def put(request: pytest.FixtureRequest, tmp_path: Path) -> Put:
-    """Writes files into a source's root and returns the root."""
-    if request.param == "local":
-        root = str(tmp_path / "source")
-    else:
-        root = request.getfixturevalue("s3") + "/source"
-
-    def write(files: dict[str, bytes]) -> str:
-        for name, data in files.items():
-            Storage(root).write(name, data)
-        return root
-
-    return write
-
-
 def index(workspace: Path, source: Source) -> pa.Table:
     """Rows of `samples` of the whole source, unit by unit."""
     storage = Storage(str(workspace))

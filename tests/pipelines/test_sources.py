@@ -20,22 +20,6 @@ from pipelines.sources import IndexInput, index_phase, list_source, load_order, 
 Put = Callable[[dict[str, bytes]], str]
 
 
-@pytest.fixture(params=["local", "s3"])
-def put(request: pytest.FixtureRequest, tmp_path: Path) -> Put:
-    """Writes files into a source's root and returns the root."""
-    if request.param == "local":
-        root = str(tmp_path / "source")
-    else:
-        root = request.getfixturevalue("s3") + "/source"
-
-    def write(files: dict[str, bytes]) -> str:
-        for name, data in files.items():
-            Storage(root).write(name, data)
-        return root
-
-    return write
-
-
 @pytest.fixture
 def pictures(photos: Path) -> list[bytes]:
     return [(photos / name).read_bytes() for name in ("china.jpg", "flower.jpg", "rocket.jpg")]
