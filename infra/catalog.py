@@ -40,19 +40,27 @@ class View:
 
 
 def connect(
-    storage: Storage, memory_limit: str = "2GB", threads: int = 2, views: bool = True
+    storage: Storage,
+    memory_limit: str = "2GB",
+    threads: int = 2,
+    views: bool = True,
+    database: str = ":memory:",
 ) -> duckdb.DuckDBPyConnection:
-    """A connection that reads nothing but the workspace, with its views; settings are locked."""
-    # What does not fit goes to a folder of the machine, not into the one the user stands in.
-    spill = f"{tempfile.gettempdir()}/nextscale-{os.getpid()}"
+    """A connection that reads nothing but the workspace, with its views; settings are locked.
+
+    Its own tables are in memory, or in the file ``database``; what does not fit into the memory
+    goes beside that.
+    """
+    # Else to a folder of the machine, not into the one the user stands in.
+    beside = tempfile.gettempdir() if database == ":memory:" else os.path.dirname(database)
+    spill = f"{beside}/nextscale-{os.getpid()}"
     con = duckdb.connect(
-        config={"memory_limit": memory_limit, "threads": threads, "temp_directory": spill}
+        database,
+        config={"memory_limit": memory_limit, "threads": threads, "temp_directory": spill},
     )
-    if storage.is_local:
-        con.execute("SET allowed_directories = ?", [[storage.path() + "/"]])
-    else:
+    if not storage.is_local:
         con.register_filesystem(storage.fs)
-        con.execute("SET allowed_directories = ?", [[storage.path() + "/"]])
+    con.execute("SET allowed_directories = ?", [[storage.path() + "/"]])
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")
     if views:

@@ -19,7 +19,7 @@ from operators.caption import Caption
 from operators.probe import Probe
 from pipelines.decide import Decide, Decision
 from pipelines.inputs import DatasetPart, KeptInput
-from pipelines.phase import Input, Operator, Phase, Stage, is_transient
+from pipelines.phase import Input, Operator, Phase, is_transient
 from pipelines.recipe import Pool, Vllm
 from pipelines.rules import Rule
 from pipelines.scored import ScoredPart
@@ -73,7 +73,7 @@ def caption_phase(
         schema=caption_schema(scorers),
         input=rows,
         num_parts=len(parts),
-        stages=(Stage(operators, pool.workers, pool.num_cpus, pool.num_gpus, pool.batch_rows),),
+        stages=(pool.stage(*operators),),
         spec=seen_by(gates or {}, scores, groups),
         value_inputs=(*samples.values(), *groups),
         row_inputs=(decisions,),

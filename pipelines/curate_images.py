@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from infra import runs
 from infra.config import ConfigError
 from infra.runs import TableRecord
 from infra.schema import DOCUMENTS
@@ -42,8 +41,8 @@ from pipelines.inputs import (
     SampleInput,
     dataset_parts,
 )
-from pipelines.phase import Operator, Phase, Stage
-from pipelines.recipe import Pool, Recipe
+from pipelines.phase import Phase, check_weights
+from pipelines.recipe import Recipe
 from pipelines.refresh import Made, refresh
 from pipelines.scored import SAMPLE_COLUMNS, ScoredPart, duplicate_columns, score_schema
 from pipelines.source import Source
@@ -123,13 +122,8 @@ def _check_weights(recipe: Recipe) -> None:
     operators += caption_scorers(recipe)
     if recipe.tokenize is not None:
         operators.append(recipe.tokenize.operator)
-    for operator in operators:
-        if isinstance(operator, ImageFeatures):
-            continue  # those that need the tower tell of it, by the name that the recipe says
-        try:
-            runs.describe(operator)
-        except ValueError as error:
-            raise ConfigError(f"{type(operator).__name__}: {error}") from None
+    # Those that need a tower tell of its weights, by the name that the recipe says.
+    check_weights([one for one in operators if not isinstance(one, ImageFeatures)])
 
 
 def curate(recipe: Recipe, run: Run = refresh) -> TableRecord:
@@ -203,7 +197,7 @@ def _score_phase(rows: SampleInput, group: ScoreGroup, stored: Sequence[pa.Schem
         schema=score_schema(group.operators, stored),
         input=rows,
         num_parts=len(rows.samples.parts),
-        stages=(_stage(group.operators, group.pool),),
+        stages=(group.pool.stage(*group.operators),),
         spec={"group": group.name},
         value_inputs=(rows.samples,),
         row_inputs=rows.earlier,
@@ -262,7 +256,7 @@ def document_phase(
             extra_columns=read,
         ),
         num_parts=len(parts),
-        stages=(_stage((section.operator,), section.pool),),
+        stages=(section.pool.stage(section.operator),),
         spec={"dataset": recipe.dataset, **seen_by(_gates(recipe), scores, ocr)},
         value_inputs=(*samples, captions, *ocr),
         row_inputs=(decisions,),
@@ -274,7 +268,3 @@ def document_phase(
 
 def _gates(recipe: Recipe) -> dict[str, str | None]:
     return {group.name: group.gate for group in score_groups(recipe)}
-
-
-def _stage(operators: tuple[Operator, ...], pool: Pool) -> Stage:
-    return Stage(operators, pool.workers, pool.num_cpus, pool.num_gpus, pool.batch_rows)

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from infra import runs
 from infra.config import ConfigError
 from infra.runs import TableRecord
 from infra.schema import DOCUMENTS
@@ -20,7 +19,7 @@ from pipelines.curate_images import Run
 from pipelines.decide import Decision
 from pipelines.duplicates import DuplicatesPhase
 from pipelines.inputs import SAMPLES_PER_TEXT_PART, KeptInput, SampleInput, dataset_parts
-from pipelines.phase import Operator, Phase, Stage
+from pipelines.phase import Operator, Phase, check_weights
 from pipelines.recipe import Recipe
 from pipelines.refresh import refresh
 from pipelines.scored import ScoredPart, duplicate_columns, rule_columns, score_schema
@@ -36,14 +35,8 @@ def check(recipe: Recipe) -> None:
     installed, and the tokenizer knows chats if the sources begin with one.
     """
     check_rules(recipe)
-    operators: list[object] = [*score_operators(recipe)]
-    if recipe.tokenize is not None:
-        operators.append(recipe.tokenize.operator)
-    for operator in operators:
-        try:
-            runs.describe(operator)
-        except ValueError as error:
-            raise ConfigError(f"{type(operator).__name__}: {error}") from None
+    tokenizer = () if recipe.tokenize is None else (recipe.tokenize.operator,)
+    check_weights((*score_operators(recipe), *tokenizer))
     recipe.storage.check(writable=True)
     for source in recipe.sources:
         list_source(source)
@@ -111,7 +104,7 @@ def score_phase(recipe: Recipe, source: Source, samples: TableRecord) -> Phase:
         schema=score_schema(operators),
         input=SampleInput(source, samples),
         num_parts=len(samples.parts),
-        stages=(_stage(operators, recipe),),
+        stages=(recipe.text.pool.stage(*operators),),
         spec={"group": "text"},
         value_inputs=(samples,),
         unit_rows=recipe.text.pool.unit_rows,
@@ -129,15 +122,10 @@ def document_phase(
         schema=DOCUMENTS,
         input=KeptInput(parts, decisions, document=(recipe.dataset, "text")),
         num_parts=len(parts),
-        stages=(_stage((TextDocument(recipe.text.loss_on),), recipe),),
+        stages=(recipe.text.pool.stage(TextDocument(recipe.text.loss_on)),),
         spec={"dataset": recipe.dataset},
         value_inputs=samples,
         row_inputs=(decisions,),
         unit_rows=recipe.text.pool.unit_rows,
         facts={"dataset": recipe.dataset},
     )
-
-
-def _stage(operators: tuple[Operator, ...], recipe: Recipe) -> Stage:
-    pool = recipe.text.pool
-    return Stage(operators, pool.workers, pool.num_cpus, pool.num_gpus, pool.batch_rows)

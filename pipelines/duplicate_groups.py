@@ -36,20 +36,8 @@ def open_database(storage: Storage, folder: str, memory_bytes: int) -> duckdb.Du
     """
     # A thread of DuckDB needs some memory of its own, whatever the rows.
     threads = max(1, min(os.cpu_count() or 1, memory_bytes // BYTES_PER_THREAD))
-    con = duckdb.connect(
-        str(Path(folder) / "groups.duckdb"),
-        config={
-            "memory_limit": f"{memory_bytes >> 20}MiB",
-            "threads": threads,
-            "temp_directory": str(Path(folder) / "spilled"),
-        },
-    )
-    if not storage.is_local:
-        con.register_filesystem(storage.fs)
-    con.execute("SET allowed_directories = ?", [[storage.path() + "/"]])
-    con.execute("SET enable_external_access = false")
-    con.execute("SET lock_configuration = true")
-    return con
+    memory = f"{memory_bytes >> 20}MiB"
+    return catalog.connect(storage, memory, threads, False, str(Path(folder) / "groups.duckdb"))
 
 
 def members_sql(rows: str, key: str, gate: str | None, preferences: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 A phase turns part k of its input into part k of its output; `pipelines.execution` runs it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -110,3 +110,12 @@ def check_columns(phase: Phase) -> None:
             raise ConfigError(
                 f"phase {phase.table}: nothing writes its column `{name}`: add its operator"
             )
+
+
+def check_weights(operators: Iterable[Operator]) -> None:
+    """Weights and packages that operators would load must be there; raises ConfigError."""
+    for operator in operators:
+        try:
+            runs.describe(operator)
+        except ValueError as error:
+            raise ConfigError(f"{type(operator).__name__}: {error}") from None

@@ -32,6 +32,7 @@ from operators.watermark import Watermark
 from packing.plan import Packing
 from pipelines.decide import Decide
 from pipelines.duplicates import Duplicates
+from pipelines.phase import Operator, Stage
 from pipelines.rules import Rule
 from pipelines.source import Source
 from tokenize_offline.extract_codes import ExtractCodes
@@ -53,6 +54,10 @@ class Pool:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1")
         if self.num_cpus < 0 or self.num_gpus < 0:
             raise ValueError("num_cpus and num_gpus must not be negative")
+
+    def stage(self, *operators: Operator) -> Stage:
+        """These operators, run by these workers."""
+        return Stage(operators, self.workers, self.num_cpus, self.num_gpus, self.batch_rows)
 
 
 @dataclass(frozen=True, kw_only=True)

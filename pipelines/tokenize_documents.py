@@ -3,7 +3,7 @@
 from infra.runs import TableRecord
 from infra.schema import TOKENS
 from pipelines.inputs import DocumentInput
-from pipelines.phase import Phase, Stage
+from pipelines.phase import Phase
 from pipelines.recipe import Recipe
 
 
@@ -17,7 +17,7 @@ def tokenize_phase(recipe: Recipe, documents: TableRecord) -> Phase:
         schema=TOKENS,
         input=DocumentInput(documents),
         num_parts=len(documents.parts),
-        stages=(Stage((operator,), pool.workers, pool.num_cpus, pool.num_gpus, pool.batch_rows),),
+        stages=(pool.stage(operator),),
         spec={},
         value_inputs=(documents,),
         unit_rows=pool.unit_rows,
