@@ -9,8 +9,10 @@ Both encoders are plain convolutions without normalisation over the image, so a 
 depends on its surroundings only and any height and width that are multiples of 16 will do.
 """
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +36,7 @@ class TokenizerSettings:
     encoder_channels: tuple[int, int, int] = (64, 128, 160)  # at 1/4, 1/8 and 1/16 of the image
     encoder_blocks: tuple[int, int, int] = (1, 1, 2)
     decoder_channels: tuple[int, int, int] = (160, 128, 64)  # at 1/16, 1/8 and 1/4
-    decoder_blocks: tuple[int, int, int] = (2, 2, 2)
+    decoder_blocks: tuple[int, int, int] = (1, 1, 1)  # doubled in the last stage of training
     semantic_channels: tuple[int, int] = (64, 80)  # at 1/8 and 1/16
     teacher_dim: int = 112  # channels of the teacher's features at 1/16
 
@@ -124,6 +126,30 @@ class Tokenizer(nn.Module):
         return (taught.float() - mean) / deviation
 
 
+def doubled(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer with twice the blocks in its pixel decoder, for the last training stage.
+
+    The paper doubles the decoder's capacity before it is trained alone (section 3.1). Every run of
+    blocks is lengthened by as many identities, so that nothing learnt is lost: the pictures are
+    those of ``tokenizer`` until training goes on.
+    """
+    one, two, three = tokenizer.settings.decoder_blocks
+    settings = dataclasses.replace(tokenizer.settings, decoder_blocks=(2 * one, 2 * two, 2 * three))
+    larger = Tokenizer(settings)
+    kept = tokenizer.state_dict()
+    rest = {name: value for name, value in kept.items() if not name.startswith("pixel_decoder.")}
+    larger.load_state_dict(larger.state_dict() | rest)
+    for new, old in zip(_runs(larger.pixel_decoder), _runs(tokenizer.pixel_decoder), strict=True):
+        for layer, learnt in zip(new, old, strict=False):  # the blocks beyond stay identities
+            layer.load_state_dict(learnt.state_dict())
+    return larger
+
+
+def _runs(layers: nn.Sequential) -> list[list[nn.Module]]:
+    """Neighbouring blocks together, neighbouring other layers together."""
+    return [list(run) for _, run in groupby(layers, lambda layer: isinstance(layer, Block))]
+
+
 class Block(nn.Module):
     """x + conv(act(conv(act(x)))), the second convolution zero at the start: an identity."""
 
@@ -132,6 +158,7 @@ class Block(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(cast(Tensor, self.second.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))

@@ -5,7 +5,7 @@
    branch learns its teacher's features and passes no gradient to or from the picture.
 2. *Joint.* The codebooks are fitted to the features by Lloyd's iteration; then everything is
    trained together, with scale dropout in some batches and restart of dead codes.
-3. *Decoders alone*, on the very codes that extraction will produce.
+3. *Decoders alone*, the pixel decoder doubled, on the very codes that extraction will produce.
 
 The picture's error counts by its logarithm, as in PSNR: a tenth off the error is worth the same
 in a smooth photograph and in a busy one.
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from infra.config import ConfigError
 from infra.schedules import NUM_SCALES, SCHEDULES, Grid
+from infra.schema import digest
 from tokenize_offline.codebook import Latents, fit_codebooks, restart_dead
-from tokenize_offline.model import Tokenizer, TokenizerSettings
+from tokenize_offline.model import Tokenizer, TokenizerSettings, doubled
 from tokenize_offline.photographs import Photograph, random_crop, to_unit
 from tokenize_offline.teacher import Teacher
 
@@ -81,19 +82,22 @@ class Trainer:
             teacher.to(memory_format=torch.channels_last),
             log,
         )
-        self.rng = np.random.default_rng(learning.seed)
-        self.generator = torch.Generator().manual_seed(learning.seed)
+        self.rng = np.random.default_rng()  # see _seed
+        self.generator = torch.Generator()
         self.tokenizer = Tokenizer(settings).to(memory_format=torch.channels_last)
         self.used = torch.zeros(settings.num_codes, dtype=torch.bool)
 
     def train(self) -> Tokenizer:
         """All three stages."""
-        learning, tokenizer = self.learning, self.tokenizer
+        learning = self.learning
+        self._seed("teacher", 0)
         self._standardise_teacher()
         self._optimise("branches", learning.branch_steps, learning.learning_rate, self._branches)
+        self._seed("codebooks", 0)
         self._fit_codebooks()
         self._optimise("joint", learning.joint_steps, learning.learning_rate / 2, self._joint)
-        tokenizer.requires_grad_(False)
+        tokenizer = doubled(self.tokenizer).to(memory_format=torch.channels_last)
+        self.tokenizer = tokenizer.requires_grad_(False)
         tokenizer.pixel_decoder.requires_grad_(True)
         tokenizer.semantic_decoder.requires_grad_(True)
         self._optimise(
@@ -107,7 +111,10 @@ class Trainer:
             semantic, pixel = features.tensor_split([self.tokenizer.settings.semantic_dim], dim=1)
             energy = sum((branch.square().mean() - 1).square() for branch in (semantic, pixel))
             noise = self.learning.feature_noise
-            semantic, pixel = (b + noise * torch.randn_like(b) for b in (semantic, pixel))
+            semantic, pixel = (
+                branch + noise * torch.randn(branch.shape, generator=self.generator)
+                for branch in (semantic, pixel)
+            )
             drawn = self.tokenizer.draw(torch.cat([semantic.detach(), pixel], dim=1))
             meant = self.tokenizer.meaning(semantic)
         losses = self._reconstruction(pixels, drawn, meant)
@@ -173,6 +180,7 @@ class Trainer:
             cosine = 0.51 + 0.49 * math.cos(math.pi * step / steps)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate * warm * cosine
+            self._seed(stage, step)
             pixels, grids = self._batch()
             parts = losses(pixels, grids, step)
             optimiser.zero_grad()
@@ -187,6 +195,12 @@ class Trainer:
                 rate = (step + 1) / (time.monotonic() - start)
                 self.log(f"{stage} {step + 1}/{steps}: {means} ({rate:.1f} steps/s)")
                 sums.clear()
+
+    def _seed(self, stage: str, step: int) -> None:
+        """Every step has its own chance: what it draws does not depend on the steps before it."""
+        seed = int(digest("tokenizer-step", str(self.learning.seed), stage, str(step)), 16)
+        self.rng = np.random.default_rng(seed)
+        self.generator.manual_seed(seed % 2**63)
 
     def _batch(self, level: int | None = None, size: int = 0) -> tuple[Tensor, Sequence[Grid]]:
         """A batch of one random schedule, at level 256 or sometimes 512."""

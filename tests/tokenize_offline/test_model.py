@@ -1,7 +1,9 @@
+import dataclasses
+
 import pytest
 import torch
 
-from tokenize_offline.model import Block, Tokenizer, TokenizerSettings
+from tokenize_offline.model import Block, Tokenizer, TokenizerSettings, doubled
 
 SMALL = TokenizerSettings(
     num_codes=32,
@@ -36,11 +38,24 @@ def test_meaning_looks_at_the_semantic_branch_only() -> None:
     assert not torch.equal(tokenizer.draw(features), tokenizer.draw(changed))
 
 
-def test_a_new_block_changes_almost_nothing() -> None:
+def test_a_new_block_changes_nothing() -> None:
     block = Block(8)
-    torch.nn.init.zeros_(block.second.bias)  # type: ignore[arg-type]
     x = torch.randn(1, 8, 5, 5)
     assert torch.equal(block(x), x)
+
+
+def test_doubling_the_decoder_keeps_every_picture_and_all_that_was_learnt() -> None:
+    tokenizer = Tokenizer(dataclasses.replace(SMALL, decoder_blocks=(1, 2, 1)))
+    for parameter in tokenizer.parameters():  # as if trained: no block is an identity
+        torch.nn.init.normal_(parameter, std=0.1)
+    larger = doubled(tokenizer)
+    assert larger.settings.decoder_blocks == (2, 4, 2)
+    features = torch.randn(1, 24, 3, 4)
+    assert torch.equal(larger.draw(features), tokenizer.draw(features))
+    assert torch.equal(larger.meaning(features), tokenizer.meaning(features))
+    assert torch.equal(larger.quantizer.pixel, tokenizer.quantizer.pixel)
+    blocks = [sum(isinstance(m, Block) for m in t.pixel_decoder) for t in (tokenizer, larger)]
+    assert blocks == [4, 8]
 
 
 def test_standard_undoes_the_teachers_mean_and_deviation() -> None:
