@@ -3,10 +3,12 @@
 A cost is linear in three exact counts (`infra.layout.count`): positions T carry the work of every
 linear layer, attended query-key pairs that of attention, positions with a target that of the
 output head. Packing balances this number, whatever its unit: FLOPs of a shape, or seconds when the
-coefficients were fitted to measured steps.
+coefficients were fitted to measured steps. Pairs may also be those of the tiles that a block mask
+computes (`packing.tiles`), as long as they are so throughout.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,12 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from infra.layout import Vocabulary
 
-Work = Literal["forward", "train"]
+Work = Literal["forward", "backward", "train"]
+Size = Literal["0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b"]
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a decoder with grouped-query attention and a gated MLP, one untied head."""
+    """The sizes of a decoder with grouped-query attention, a gated MLP and an output head.
+
+    A head that is tied to the embeddings costs as much as one of its own.
+    """
 
     hidden: int
     num_layers: int
@@ -52,17 +58,30 @@ class ModelShape:
         return 2 * self.hidden * self.vocabulary
 
 
+# From the config.json of huggingface.co/Qwen/Qwen2.5-*, here with the vocabulary's rows for text.
+# The parameters that follow from them are as many as the model cards say.
+_QWEN2_5: dict[Size, ModelShape] = {
+    "0.5b": ModelShape(896, 24, 14, 2, 64, 4_864, 151_936),
+    "1.5b": ModelShape(1_536, 28, 12, 2, 128, 8_960, 151_936),
+    "3b": ModelShape(2_048, 36, 16, 2, 128, 11_008, 151_936),
+    "7b": ModelShape(3_584, 28, 28, 4, 128, 18_944, 152_064),
+    "14b": ModelShape(5_120, 48, 40, 8, 128, 13_824, 152_064),
+    "32b": ModelShape(5_120, 64, 40, 8, 128, 27_648, 152_064),
+    "72b": ModelShape(8_192, 80, 64, 8, 128, 29_568, 152_064),
+}
+PRESETS: Mapping[str, Size] = {f"qwen2.5-{size}": size for size in _QWEN2_5}
+"""Model shapes by the names that options and recipes give them."""
+
+
+def qwen2_5(size: Size, num_codes: int = 16_384) -> ModelShape:
+    """A Qwen2.5 with the vocabulary widened by ``<boi>``, ``<eoi>`` and ``num_codes`` codes."""
+    shape = _QWEN2_5[size]
+    return replace(shape, vocabulary=Vocabulary(num_codes, shape.vocabulary).size)
+
+
 def qwen2_5_7b(num_codes: int = 16_384) -> ModelShape:
-    """Qwen2.5-7B with the vocabulary widened by ``<boi>``, ``<eoi>`` and ``num_codes`` codes."""
-    return ModelShape(
-        hidden=3_584,
-        num_layers=28,
-        num_heads=28,
-        num_kv_heads=4,
-        head_dim=128,
-        intermediate=18_944,
-        vocabulary=Vocabulary(num_codes).size,
-    )
+    """The paper's model, `qwen2_5` of size 7b."""
+    return qwen2_5("7b", num_codes)
 
 
 @dataclass(frozen=True)
@@ -81,14 +100,15 @@ def coefficients(
 ) -> Coefficients:
     """The FLOP coefficients of a shape.
 
-    Training counts the forward pass, twice as much again backward, and with full checkpointing
-    the layers' forward once more (the head is not checkpointed). Fused attention recomputes the
-    scores in its backward pass: 2.5 forwards instead of 2.
+    The backward pass costs twice the forward pass, and with full checkpointing the layers' forward
+    once more (the head is not checkpointed). Fused attention recomputes the scores in its backward
+    pass: 2.5 forwards instead of 2. Training is both passes.
     """
-    layers, attention, head = 1.0, 1.0, 1.0
-    if work == "train":
+    forward = 0.0 if work == "backward" else 1.0
+    layers, attention, head = forward, forward, forward
+    if work != "forward":
         recomputed = 1.0 if checkpointing else 0.0
-        layers, attention, head = 3.0 + recomputed, 3.5 + recomputed, 3.0
+        layers, attention, head = layers + 2 + recomputed, attention + 2.5 + recomputed, head + 2
     return Coefficients(
         per_token=layers * shape.num_layers * shape.layer_flops_per_token,
         per_pair=attention * shape.num_layers * shape.layer_flops_per_pair,
@@ -103,9 +123,10 @@ def cost(
     of: Coefficients,
 ) -> NDArray[np.float64]:
     """Cost of each document, in the coefficients' unit; counts of any equal shape."""
-    linear = of.per_token * np.asarray(num_tokens, np.float64)
-    attention = of.per_pair * np.asarray(num_pairs, np.float64)
-    return linear + attention + of.per_loss * np.asarray(num_loss, np.float64)
+    total = of.per_token * np.asarray(num_tokens, np.float64)
+    total += of.per_pair * np.asarray(num_pairs, np.float64)  # in place: counts may be many
+    total += of.per_loss * np.asarray(num_loss, np.float64)
+    return total
 
 
 def flops(

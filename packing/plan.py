@@ -5,7 +5,6 @@ the order in which they are given: documents (each copy on its own) are permuted
 order of packs knows nothing of ranks or steps.
 """
 
-import math
 from collections import abc
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from infra.schema import column
+from packing.lower_bound import lower_bound as fewest_packs
 from packing.strategies import (
     Int64,
     Packing,
@@ -68,10 +68,8 @@ class Plan:
     @property
     def lower_bound(self) -> int:
         """No packing of the same documents within the same limits has fewer packs."""
-        if not self.num_packs:
-            return 0
-        by_tokens = int(self.pack_tokens.sum()) / self.packing.token_cap
-        return math.ceil(max(by_tokens, math.fsum(self.pack_cost) / self.budget) - 1e-6)
+        inside = self.pack >= 0
+        return fewest_packs(self.num_tokens[inside], self.cost[inside], self.packing, self.budget)
 
     @property
     def imbalance(self) -> float:
@@ -201,6 +199,7 @@ def _permute(
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_SLICE = 1 << 16  # ids that are NumPy's fixed-width strings at a time: these take 128 bytes each
 
 
 def _hash(doc_ids: abc.Sequence[str], seed: int) -> NDArray[np.uint64]:
@@ -208,6 +207,14 @@ def _hash(doc_ids: abc.Sequence[str], seed: int) -> NDArray[np.uint64]:
 
     Not `infra.schema.uniform`: MD5 of one id after another would take longer than packing.
     """
+    state = np.empty(len(doc_ids), np.uint64)
+    for start in range(0, len(doc_ids), _SLICE):
+        here = slice(start, start + _SLICE)
+        state[here] = _hash_slice(doc_ids[here], seed)
+    return state
+
+
+def _hash_slice(doc_ids: abc.Sequence[str], seed: int) -> NDArray[np.uint64]:
     names = np.asarray(doc_ids, np.str_)
     try:
         encoded = names.astype(np.bytes_)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Int64 = NDArray[np.int64]
 
 MAX_WINDOW = 1 << 22  # the documents of a window are in memory, some 100 bytes each
+_SLICE = 1 << 16  # documents that are Python's integers at a time: these take 36 bytes each
 Strategy = Literal["fixed_compute", "fixed_length", "batch_padding"]
 
 
@@ -90,10 +91,11 @@ def _pad(tokens: Int64, packing: Packing) -> Int64:
     """Consecutive documents until ``batch_size``, or until padding would pass the token cap."""
     pack = np.zeros(len(tokens), np.int64)
     current, size, longest = 0, 0, 0
-    for i, length in enumerate(tokens.tolist()):
-        longest = max(longest, length)
-        if size == packing.batch_size or (size + 1) * longest > packing.token_cap:
-            current, size, longest = current + 1, 0, length
-        size += 1
-        pack[i] = current
+    for start in range(0, len(tokens), _SLICE):
+        for i, length in enumerate(tokens[start : start + _SLICE].tolist(), start):
+            longest = max(longest, length)
+            if size == packing.batch_size or (size + 1) * longest > packing.token_cap:
+                current, size, longest = current + 1, 0, length
+            size += 1
+            pack[i] = current
     return pack

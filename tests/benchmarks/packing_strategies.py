@@ -8,16 +8,15 @@ alike, 3 to 5 frames. Cost: Qwen2.5-7B with full checkpointing. Packs hold 20,48
 """
 
 import sys
-import time
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infra.schedules import SCHEDULES
 from infra.segments import Image, count
-from packing.cost import Coefficients, coefficients, cost, qwen2_5_7b
-from packing.plan import Packing, Plan, plan
-from packing.simulate import executed_cost, simulate
+from packing.cost import Coefficients, coefficients, qwen2_5_7b
+from packing.simulate import Lengths, Packed, pack_lengths, simulate
+from packing.strategies import Packing
 
 NUM_SCALES = 16  # level 512
 RANKS = (8, 64, 256, 1024)
@@ -36,7 +35,7 @@ def picture_counts(role: str) -> NDArray[np.int64]:
     return np.array(found)
 
 
-def mixture(n: int, seed: int) -> tuple[Ints, Ints, Ints]:
+def mixture(n: int, seed: int) -> Lengths:
     """Tokens, positions with loss and pairs of each document."""
     draw = np.random.default_rng(seed)
     shares = np.array([700, 345, 20, 5]) / 1070
@@ -69,45 +68,38 @@ def mixture(n: int, seed: int) -> tuple[Ints, Ints, Ints]:
         rows = np.flatnonzero((kind == 3) & (frame < frames))
         text(rows, 90.0, 0.45, 8, 400)
         picture(rows, target, schedule[rows])
-    return totals[0], totals[1], totals[2]
+    return Lengths(totals[0], totals[1], totals[2])
 
 
-def pack(names: list[str], counts: tuple[Ints, Ints, Ints], of: Coefficients, how: Packing) -> Plan:
-    start = time.process_time()
-    made = plan(names, counts[0], cost(*counts, of), how)
-    rate = len(names) / (time.process_time() - start)
-    lost = sum(made.rejected().values())
+def pack(lengths: Lengths, of: Coefficients, how: Packing) -> Packed:
+    packed = pack_lengths(lengths, how, of)
+    most, mean = packed.padded_tokens.max(), packed.padded_tokens.mean()
     print(
-        f"{how.strategy:14} cap {how.token_cap:6,}  {made.num_packs:7,} packs "
-        f"({made.num_packs / made.lower_bound - 1:+.3%} of the bound)  cost max/mean "
-        f"{made.imbalance:.4f}  {lost} lost  {rate:,.0f} documents/s"
+        f"{how.strategy:14} cap {how.token_cap:6,}  {packed.num_packs:7,} packs "
+        f"({packed.num_packs / packed.lower_bound - 1:+.3%} of the bound)  cost max/mean "
+        f"{packed.imbalance:.4f}  fill {packed.fill:.3f}  tokens {mean:,.0f} to {most:,}  "
+        f"{sum(packed.left_out.values())} left out"
     )
-    return made
+    return packed
 
 
 def main(n: int = 1_000_000, seed: int = 0) -> None:
     of = coefficients(qwen2_5_7b(), checkpointing=True)
-    counts = mixture(n, seed)
-    names = [f"{i:032x}" for i in np.random.default_rng(seed).integers(2**62, size=n).tolist()]
-    print(f"{n:,} documents, {counts[0].mean():,.0f} tokens on average, seed {seed}\n")
-    plan(names[:100], counts[0][:100], counts[0][:100], Packing())  # compiled before the clock
-    plans = {"length": pack(names, counts, of, Packing("fixed_length"))}
+    lengths = mixture(n, seed)
+    print(f"{n:,} documents, {lengths.num_tokens.mean():,.0f} tokens on average, seed {seed}\n")
+    plans = {"length": pack(lengths, of, Packing("fixed_length"))}
     for slack in SLACKS:
-        plans[f"compute {slack}"] = pack(names, counts, of, Packing(token_slack=slack))
+        plans[f"compute {slack}"] = pack(lengths, of, Packing(token_slack=slack))
     for size in (1, 2, 4):
-        tokens = size * int(counts[0].max())
+        tokens = size * int(lengths.num_tokens.max())  # batches of this size, whatever they pad to
         how = Packing("batch_padding", batch_size=size, tokens_per_pack=tokens)
-        plans[f"padding {size}"] = pack(names, counts, of, how)
+        plans[f"padding {size}"] = pack(lengths, of, how)
     print("\ntokens per rank and FLOP, fixed_length = 1 (cost max/mean over ranks)")
     print("ranks   " + "".join(f"{name:>22}" for name in plans))
     for ranks in RANKS:
-        cells = []
-        base = 0.0
-        for made in plans.values():
-            costs = executed_cost(made, *counts, of)
-            run = simulate(costs, made.pack_tokens, made.pack_padded_tokens, num_ranks=ranks)
-            base = base or run.throughput
-            cells.append(f"{run.throughput / base:.3f} ({run.imbalance:.3f})")
+        runs = [simulate(packed, num_ranks=ranks) for packed in plans.values()]
+        base = runs[0].throughput
+        cells = [f"{run.throughput / base:.3f} ({run.imbalance:.3f})" for run in runs]
         print(f"{ranks:5,}   " + "".join(f"{cell:>22}" for cell in cells))
 
 

@@ -5,7 +5,17 @@ import pytest
 
 from infra.layout import Image, Segment, Text, count
 from infra.schedules import SCHEDULES
-from packing.cost import Coefficients, ModelShape, coefficients, cost, flops, qwen2_5_7b
+from packing.cost import (
+    PRESETS,
+    Coefficients,
+    ModelShape,
+    Size,
+    coefficients,
+    cost,
+    flops,
+    qwen2_5,
+    qwen2_5_7b,
+)
 
 SHAPE = qwen2_5_7b()
 
@@ -26,6 +36,33 @@ def test_qwen2_5_7b_coefficients() -> None:
     assert SHAPE.head_flops_per_loss == pytest.approx(1.207e9, rel=1e-3)
     forward = coefficients(SHAPE, work="forward")
     assert forward.per_token == pytest.approx(13.051e9, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "all_billions", "without_embeddings", "tied"),
+    [
+        ("0.5b", 0.494, 0.358, True),
+        ("1.5b", 1.544, 1.31, True),
+        ("3b", 3.086, 2.77, True),
+        ("7b", 7.616, 6.53, False),
+        ("14b", 14.77, 13.2, False),
+        ("32b", 32.76, 31.2, False),
+        ("72b", 72.71, 70.2, False),
+    ],
+)
+def test_shapes_have_the_published_number_of_parameters(
+    size: Size, all_billions: float, without_embeddings: float, tied: bool
+) -> None:
+    shape = qwen2_5(size, num_codes=64)
+    embedding = (shape.vocabulary - 66) * shape.hidden
+    biases = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+    # A product with a matrix takes two operations per weight.
+    layer = shape.layer_flops_per_token // 2 + biases + 2 * shape.hidden
+    layers = shape.num_layers * layer + shape.hidden
+    assert layers / 1e9 == pytest.approx(without_embeddings, rel=0.003)
+    total = layers + embedding * (1 if tied else 2)
+    assert total / 1e9 == pytest.approx(all_billions, rel=0.0005)
+    assert PRESETS[f"qwen2.5-{size}"] == size
 
 
 @pytest.mark.parametrize(
@@ -65,6 +102,10 @@ def test_training_and_checkpointing_multiply_what_they_repeat() -> None:
         assert of.per_token == layers * forward.per_token
         assert of.per_pair == attention * forward.per_pair
         assert of.per_loss == 3.0 * forward.per_loss
+        backward = coefficients(SHAPE, work="backward", checkpointing=of is checkpointed)
+        for part in ("per_token", "per_pair", "per_loss"):
+            both = getattr(forward, part) + getattr(backward, part)
+            assert both == pytest.approx(getattr(of, part))
 
 
 def test_cost_is_taken_per_row() -> None:

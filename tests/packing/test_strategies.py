@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
+import pytest
 
+from packing import strategies
 from packing.strategies import Packing, assign, default_budget, padded_tokens
 
 
@@ -35,6 +37,14 @@ def test_batch_padding_takes_documents_as_they_come() -> None:
     assert packs(tokens, [1.0] * 8, packing, math.inf) == [0, 0, 0, 1, 1, 2, 3, 4]
     numbers = (np.array([3, 2]), np.array([60, 70]), np.array([30, 40]))
     assert padded_tokens(packing, *numbers).tolist() == [90, 80]
+
+
+def test_batches_do_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    packing = Packing("batch_padding", tokens_per_pack=100, batch_size=3)
+    tokens = np.random.default_rng(0).integers(1, 100, 200).tolist()
+    whole = packs(tokens, [1.0] * 200, packing, math.inf)
+    monkeypatch.setattr(strategies, "_SLICE", 7)
+    assert packs(tokens, [1.0] * 200, packing, math.inf) == whole
 
 
 def test_as_many_as_fill_a_pack_exactly_fit() -> None:

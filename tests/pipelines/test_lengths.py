@@ -1,0 +1,160 @@
+"""Counts for the simulator, from tables as users write them and from packs of a workspace."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from infra import runs
+from infra.config import ConfigError
+from infra.runs import Part, TableRecord
+from infra.schema import TOKENS
+from infra.storage import Storage
+from packing.packs import FACTS, Facts
+from packing.plan import PLAN, Packing, Plan, plan
+from pipelines.lengths import read_packs, read_table
+
+PACKING = Packing("fixed_compute", 1_000, 1.2, window=64, seed=3)
+
+
+def write(path: Path, **columns: list) -> str:
+    table = pa.table(columns)
+    if path.suffix == ".csv":
+        pa.csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_gives_its_counts(tmp_path: Path, suffix: str) -> None:
+    path = write(
+        tmp_path / f"l{suffix}",
+        name=["a", "b"],
+        num_pairs=[55, 20],
+        num_tokens=[10, 5],
+        num_loss=[3, 5],
+    )
+    found = read_table(path)
+    assert found.lengths.num_tokens.tolist() == [10, 5]
+    assert found.lengths.num_loss.tolist() == [3, 5]
+    assert found.lengths.num_pairs.tolist() == [55, 20]
+    assert (found.name, found.assumed, found.existing) == (path, "", None)
+
+
+def test_lengths_alone_are_causal_texts(tmp_path: Path) -> None:
+    found = read_table(write(tmp_path / "l.csv", num_tokens=[1, 4]))
+    assert found.lengths.num_loss.tolist() == [0, 3]
+    assert found.lengths.num_pairs.tolist() == [1, 10]
+    assert found.assumed == "no num_loss and num_pairs: taken as causal texts, all predicted"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"tokens": [1]}, "has no column `num_tokens` but tokens"),
+        ({"num_tokens": [1, None], "name": ["a", "b"]}, "`num_tokens` has nulls"),
+        ({"num_tokens": ["many"]}, "is not readable"),
+        ({"num_tokens": [1.5]}, "is not readable"),
+        ({"num_tokens": [3, 0]}, "row 1: 0 tokens"),
+        ({"num_tokens": [3], "num_loss": [4]}, "row 0: 3 tokens, 4 with loss"),
+        ({"num_tokens": [3], "num_pairs": [10]}, "and 10 pairs"),
+        ({"num_tokens": [2**40]}, "row 0"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_that_cannot_be_is_refused(
+    tmp_path: Path, suffix: str, columns: dict[str, list], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_table(write(tmp_path / f"l{suffix}", **columns))
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_table(str(tmp_path / "none.csv"))
+    for name, data in (("a.parquet", b"no"), ("a.csv", b""), ("b.csv", b'num_tokens\n"1\n')):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ConfigError):
+            read_table(str(tmp_path / name))
+    with pytest.raises(ConfigError, match="is not readable"):
+        read_table(write(tmp_path / "lists.parquet", num_tokens=[[1], [2]]))
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ConfigError, match="is not readable"):
+        read_table(str(tmp_path / "folder.csv"))
+    with pytest.raises(ConfigError, match="holds no row"):
+        read_table(write(tmp_path / "l.parquet", num_tokens=pa.array([], pa.int64())))
+
+
+def packed_workspace(root: Path, keep_run: bool = True) -> tuple[Storage, Plan, np.ndarray]:
+    """Tokens of 40 documents in two parts, one failed, and a plan in which some have two copies."""
+    storage = Storage(str(root))
+    tokens = np.random.default_rng(0).integers(50, 400, 40)
+    tokens[7] = 1_300  # over the cap
+    names = [f"{i:032x}" for i in range(40)]
+    parts = []
+    for number, rows in enumerate((range(25), range(25, 40))):
+        table = pa.Table.from_pylist(
+            [
+                {
+                    "doc_id": names[i],
+                    "num_tokens": int(tokens[i]),
+                    "num_loss": int(tokens[i]) - 1,
+                    "num_pairs": int(tokens[i]) ** 2,
+                }
+                for i in rows
+            ],
+            schema=pa.schema([field.remove_metadata() for field in TOKENS]),
+        )
+        storage.write_part(f"tokens/t-256/v/{number}.parquet", table, TOKENS, "doc_id")
+        parts.append(Part(f"v/{number}.parquet", len(rows)))
+    runs.save_record(storage, TableRecord("tokens/t-256", "f", "r", "doc_id", tuple(parts)))
+    made = plan(names, tokens, tokens * 2.0, PACKING, copies=np.arange(40) % 3)
+    storage.write_part("packs/t-256/v/plan.parquet", made.to_table(names), PLAN, "row")
+    facts = Facts("t", "v", 64, 100, 256, "fixed_compute", PACKING.token_cap, PACKING.seed)
+    storage.write(f"packs/t-256/v/{FACTS}", facts.to_json())
+    told = {
+        "plan": "packs/t-256/v/plan.parquet",
+        "lower_bound": made.lower_bound,
+        "rejected": made.rejected(),
+    }
+    index = Part("v/index.parquet", made.num_packs)
+    record = TableRecord("packs/t-256", "g", "r", "pack", (index,), told)
+    if keep_run:
+        runs.finish(storage, record, {"packing": PACKING}, (), time.time())
+    else:
+        runs.save_record(storage, record)
+    return storage, made, tokens
+
+
+def test_packs_give_every_copy_with_its_pack(tmp_path: Path) -> None:
+    storage, made, tokens = packed_workspace(tmp_path)
+    found = read_packs(storage, "t-256")
+    assert found.existing is not None
+    assert np.array_equal(found.existing.pack, made.pack)
+    assert np.array_equal(found.lengths.num_tokens, tokens[made.document])
+    assert np.array_equal(found.lengths.num_pairs, tokens[made.document] ** 2)
+    assert found.existing.packing == PACKING
+    assert found.existing.left_out == {"over_token_cap": 1}
+    assert found.existing.num_codes == 64
+
+
+def test_packs_without_the_record_of_their_run_still_tell_their_cap(tmp_path: Path) -> None:
+    storage, _, _ = packed_workspace(tmp_path, keep_run=False)
+    existing = read_packs(storage, "t-256").existing
+    assert existing is not None
+    assert existing.packing.token_cap == PACKING.token_cap
+
+
+def test_packs_that_are_not_there_or_not_of_these_tokens(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="packs/none is not there"):
+        read_packs(Storage(str(tmp_path)), "none")
+    storage, _, _ = packed_workspace(tmp_path)
+    one = TableRecord("tokens/t-256", "f", "r", "doc_id", (Part("v/1.parquet", 15),))
+    runs.save_record(storage, one)
+    with pytest.raises(ConfigError, match="not of the tokens that are there"):
+        read_packs(storage, "t-256")
