@@ -9,15 +9,16 @@ ICC profiles are ignored: pixel values are taken for sRGB, as the published imag
 trained. Pictures without a defined white (32-bit integer or float TIFF) are refused.
 
 Threads: decoding and resizing run in the calling thread. OpenCV's pool and the AVIF decoder's are
-switched off for the process, because workers are already one per core. `decode` changes Pillow's
-process-wide limit and the warning filters while it runs: call it from one thread per process.
+switched off for the process, because workers are already one per core. While any thread decodes,
+Pillow's process-wide limit and the warning filters are others; the last one puts them back.
 """
 
 import io
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -90,7 +91,7 @@ def decode(data: bytes, short_side: int | None = None, max_pixels: int = MAX_PIX
         raise DecodeError("empty", "the file has no bytes")
     try:
         with _pillow_limits(max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            loaded = _load(picture, short_side)
+            loaded = _load(picture, short_side, max_pixels)
     except (DecodeError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like on damaged files
@@ -176,18 +177,31 @@ def pictures_of(batch: pa.Table) -> list[Pixels | None]:
     return [None if bad else picture for bad, picture in zip(failed, pictures, strict=True)]
 
 
+_changing = threading.Lock()
+_limits: list[int] = []  # of all decoders that run now
+_changes = ExitStack()  # of the first of them, which the last undoes
+
+
 @contextmanager
 def _pillow_limits(max_pixels: int) -> Iterator[None]:
-    saved = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # Above the limit Pillow only warns, and raises above twice the limit: make both an error.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        Image.MAX_IMAGE_PIXELS = max_pixels
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = saved
+    with _changing:
+        if not _limits:
+            _changes.enter_context(warnings.catch_warnings())
+            _changes.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            warnings.simplefilter("ignore")
+            # Above the limit Pillow only warns, and raises above twice it: make both an error.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        _limits.append(max_pixels)
+        Image.MAX_IMAGE_PIXELS = max(_limits)
+    try:
+        yield
+    finally:
+        with _changing:
+            _limits.remove(max_pixels)
+            if _limits:
+                Image.MAX_IMAGE_PIXELS = max(_limits)
+            else:
+                _changes.close()
 
 
 @dataclass(frozen=True)
@@ -208,8 +222,12 @@ class _Loaded:
         return Decoded(rgb, width, height, self.format, self.mode, self.orientation)
 
 
-def _load(picture: Image.Image, short_side: int | None) -> _Loaded:
+def _load(picture: Image.Image, short_side: int | None, max_pixels: int) -> _Loaded:
     width, height = picture.size
+    if width * height > max_pixels:  # another thread's limit may be higher
+        raise DecodeError(
+            "too_many_pixels", f"{width} x {height} pixels are more than {max_pixels:,}"
+        )
     mode = picture.mode
     format_ = "JPEG" if picture.format == "MPO" else str(picture.format)  # MPO: JPEG plus previews
     target_w, target_h = _reduced(width, height, short_side)

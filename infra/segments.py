@@ -16,7 +16,7 @@ from infra.schedules import MAX_SCALES, SCHEDULES
 Int32 = NDArray[np.int32]
 Role = Literal["target", "condition"]
 
-MAX_CODES = 65_536  # codes are stored as uint16
+MAX_IDS = 2**31  # ids are int32
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,13 @@ class Vocabulary:
     text_size: int = 152_064  # Qwen2.5
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_codes <= MAX_CODES:
-            raise ValueError(f"num_codes is {self.num_codes}: use 1 to {MAX_CODES}")
         if self.text_size < 1:
             raise ValueError(f"text_size is {self.text_size}: use at least 1")
+        most = MAX_IDS - self.first_code
+        if not 1 <= self.num_codes <= most:
+            raise ValueError(
+                f"num_codes is {self.num_codes}: beside {self.text_size} text ids use 1 to {most}"
+            )
 
     @property
     def boi(self) -> int:

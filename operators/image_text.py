@@ -31,26 +31,34 @@ class ImageText:
     ratio, at ``level``: 16 pixels per cell of that level's last grid. Nothing is upsampled: a
     picture below that size fails with type ``too_small_for_level``, whatever its role.
 
-    Raises ValueError for an unknown level, a quality outside 1 to 100, and templates with other
-    fields than column names.
+    The grids reach from 1:4 to 4:1 in small steps: what is cut away, stored as ``cropped``, is at
+    most 7% of a picture between them. Beyond, it grows with the ratio, and a picture of which more
+    than ``max_cropped`` would go (by default half: longer than 1:8) fails with type
+    ``too_elongated``, since its text would speak of what is no longer there. With 1 all are cut.
+
+    Raises ValueError for an unknown level, a quality outside 1 to 100, a share outside 0 to 1, and
+    templates with other fields than column names.
     """
 
     writes: ClassVar[pa.Schema] = pa.schema(
         [DOCUMENTS.field(n) for n in ("sample_ids", "segments")]
     )
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     level: int = 256
     jpeg_quality: int = 95
     prompts: tuple[str, ...] = ()
     text: tuple[str, ...] = ("{text}",)
     seed: int = 0
+    max_cropped: float = 0.5
 
     def __post_init__(self) -> None:
         if self.level not in NUM_SCALES:
             raise ValueError(f"level is {self.level}: choose {', '.join(map(str, NUM_SCALES))}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality is {self.jpeg_quality}, expected 1 to 100")
+        if not 0 <= self.max_cropped <= 1:
+            raise ValueError(f"max_cropped is {self.max_cropped}, expected a share in [0, 1]")
         if not all(self.prompts):
             raise ValueError("prompts holds an empty prompt: write one, or leave prompts empty")
         if not self.text_columns:
@@ -125,8 +133,15 @@ class ImageText:
         rgb = decoded.rgb
         if rgb.shape[0] < height or rgb.shape[1] < width:
             rgb = decode(data).rgb  # extreme ratios: the reduced picture was too small
-        crop, _ = resize_crop(rgb, height, width)
-        return {"image": encode_jpeg(crop, self.jpeg_quality), "width": width, "height": height}
+        crop, cropped = resize_crop(rgb, height, width)
+        if cropped > self.max_cropped:
+            raise DecodeError(
+                "too_elongated",
+                f"{decoded.width}x{decoded.height}: {cropped:.0%} would be cut away, at most "
+                f"{self.max_cropped:.0%} may be",
+            )
+        data = encode_jpeg(crop, self.jpeg_quality)
+        return {"image": data, "width": width, "height": height, "cropped": cropped}
 
 
 def template_fields(template: str) -> list[str]:

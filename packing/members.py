@@ -1,7 +1,8 @@
 """What a pack is inside a shard: documents to and from four plain members.
 
 ``text.npy`` holds the text ids of all documents one after another (int32), ``input.npy`` and
-``target.npy`` the codes of all their images (uint16), ``layout.json`` says how to cut them up.
+``target.npy`` the codes of all their images (uint16, or uint32 for a tokenizer of more codes),
+``layout.json`` says how to cut them up.
 Ids and codes are raw: only `infra.layout` adds vocabulary offsets. Nothing is pickled, and no
 array is made larger than the bytes that are there.
 """
@@ -23,7 +24,9 @@ from infra.schedules import MAX_SCALES, SCHEDULES
 T = TypeVar("T")
 
 TEXT, INPUT, TARGET, LAYOUT = MEMBERS = ("text.npy", "input.npy", "target.npy", "layout.json")
-TEXT_DTYPE, CODE_DTYPE = np.dtype("<i4"), np.dtype("<u2")
+TEXT_DTYPE, SMALL_CODE_DTYPE, CODE_DTYPE = np.dtype("<i4"), np.dtype("<u2"), np.dtype("<u4")
+SMALL_CODES = 65_536  # a tokenizer of up to so many has its codes stored as uint16
+MAX_CODE = 2**31 - 1  # ids are int32
 
 # Magic, version 1.0, the header's length, the header. A count of at most 18 digits stays an int64.
 _HEADER = re.compile(
@@ -83,10 +86,11 @@ def from_tokens(tokens: pa.Table, copies: Sequence[int] | None = None) -> list[D
     return documents
 
 
-def encode(documents: Sequence[Document]) -> dict[str, bytes]:
-    """The members of a pack, by name; the bytes are a function of the documents alone.
+def encode(documents: Sequence[Document], num_codes: int = SMALL_CODES) -> dict[str, bytes]:
+    """The members of a pack, by name; the bytes are a function of the arguments alone.
 
-    Raises ValueError for a code that uint16 cannot hold.
+    ``num_codes`` of the tokenizer, not the codes met, says how wide codes are. Raises ValueError
+    for a code that it does not have.
     """
     segments = [segment for document in documents for segment in document.segments]
     images = [segment for segment in segments if isinstance(segment, Image)]
@@ -103,19 +107,30 @@ def encode(documents: Sequence[Document]) -> dict[str, bytes]:
         ],
     }
     texts = [segment.ids for segment in segments if isinstance(segment, Text)]
+    codes = {
+        INPUT: _joined([image.input_codes for image in images]),
+        TARGET: _joined([image.target_codes for image in images]),
+    }
+    for name, values in codes.items():
+        if values.size and (values.min() < 0 or values.max() >= num_codes):
+            raise ValueError(
+                f"{name}: codes reach from {values.min()} to {values.max()}, the tokenizer has "
+                f"{num_codes}"
+            )
+    dtype = SMALL_CODE_DTYPE if num_codes <= SMALL_CODES else CODE_DTYPE
     return {
-        TEXT: _npy(texts, TEXT_DTYPE),
-        INPUT: _npy([image.input_codes for image in images], CODE_DTYPE),
-        TARGET: _npy([image.target_codes for image in images], CODE_DTYPE),
+        TEXT: _npy(_joined(texts), TEXT_DTYPE),
+        INPUT: _npy(codes[INPUT], dtype),
+        TARGET: _npy(codes[TARGET], dtype),
         LAYOUT: json.dumps(layout, sort_keys=True, separators=(",", ":")).encode(),
     }
 
 
 def decode(members: Mapping[str, bytes]) -> tuple[Document, ...]:
     """The documents of a pack. Raises ValueError if the members contradict each other."""
-    text = _read_npy(members[TEXT], TEXT_DTYPE, TEXT)
-    inputs = _read_npy(members[INPUT], CODE_DTYPE, INPUT)
-    targets = _read_npy(members[TARGET], CODE_DTYPE, TARGET)
+    text = _read_npy(members[TEXT], TEXT, TEXT_DTYPE)
+    inputs = _read_npy(members[INPUT], INPUT, SMALL_CODE_DTYPE, CODE_DTYPE)
+    targets = _read_npy(members[TARGET], TARGET, SMALL_CODE_DTYPE, CODE_DTYPE)
     text_at = code_at = 0
     documents = []
     for record in _list(json.loads(members[LAYOUT]), "documents"):
@@ -167,18 +182,18 @@ def _rows(lists: pa.ListArray) -> list[NDArray[np.int32]]:
     return np.split(values[: offsets[-1]], offsets[1:-1]) if len(lists) else []
 
 
-def _npy(parts: Sequence[NDArray[np.int32]], dtype: np.dtype[Any]) -> bytes:
-    array = np.concatenate([np.zeros(0, np.int32), *parts])
-    limits = np.iinfo(dtype)
-    if array.size and (array.min() < limits.min or array.max() > limits.max):
-        raise ValueError(f"values reach from {array.min()} to {array.max()}: too large for {dtype}")
+def _joined(parts: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate([np.zeros(0, np.int32), *parts])
+
+
+def _npy(array: NDArray[np.int32], dtype: np.dtype[Any]) -> bytes:
     out = io.BytesIO()
     np.lib.format.write_array(out, array.astype(dtype), version=(1, 0), allow_pickle=False)
     return out.getvalue()
 
 
-def _read_npy(data: bytes, dtype: np.dtype[Any], name: str) -> NDArray[np.int32]:
-    """A flat array whose header agrees with the bytes that follow it.
+def _read_npy(data: bytes, name: str, *dtypes: np.dtype[Any]) -> NDArray[np.int32]:
+    """A flat array of one of ``dtypes`` whose header agrees with the bytes that follow it.
 
     Read without NumPy: `np.load` trusts the header, and parses it with ``ast``, which on Python
     3.11 fails now and then when two of the reader's threads do so at once.
@@ -189,12 +204,16 @@ def _read_npy(data: bytes, dtype: np.dtype[Any], name: str) -> NDArray[np.int32]
     start, size = found.end(), len(data) - found.end()
     length = int.from_bytes(data[8:10], "little") + 10  # as the file says it
     stored, count = found["dtype"].decode("ascii", "replace"), int(found["count"])
-    if length != start or stored != dtype.str or count * dtype.itemsize != size:
+    dtype = next((dtype for dtype in dtypes if dtype.str == stored), None)
+    if dtype is None or length != start or count * dtype.itemsize != size:
         raise ValueError(
             f"{name} says {count} values of {stored} after {length} bytes but holds {size} bytes "
-            f"after {start}, expected flat {dtype.str}"
+            f"after {start}, expected flat {' or '.join(dtype.str for dtype in dtypes)}"
         )
-    return np.frombuffer(data, dtype, offset=start).astype(np.int32)
+    values = np.frombuffer(data, dtype, offset=start)
+    if dtype == CODE_DTYPE and count and values.max() > MAX_CODE:
+        raise ValueError(f"{name} holds the code {values.max()}: at most {MAX_CODE} are possible")
+    return values.astype(np.int32)
 
 
 def _num_codes(schedule: int, num_scales: int) -> int:

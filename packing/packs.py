@@ -32,7 +32,11 @@ class PackError(ValueError):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a trainer must know of packs, beside their content. Stored as ``packs.json``."""
+    """What a trainer must know of packs, beside their content. Stored as ``packs.json``.
+
+    Codes and text ids mean nothing without the two identities: a trainer refuses a codebook and a
+    checkpoint of others. Raises ValueError for sizes that no vocabulary has.
+    """
 
     tokenizer_id: str  # hash of the visual tokenizer's weights and settings
     vocabulary_id: str  # hash of the text vocabulary
@@ -44,6 +48,9 @@ class Facts:
     seed: int
     budget: float | None = None  # no pack costs more, in `cost_unit`; null: no such limit
     cost_unit: str = "FLOP"
+
+    def __post_init__(self) -> None:
+        _ = self.vocabulary
 
     @property
     def vocabulary(self) -> Vocabulary:

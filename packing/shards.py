@@ -17,7 +17,7 @@ import pyarrow as pa
 from infra.layout import count
 from infra.schema import column
 from packing.cost import Coefficients, cost
-from packing.members import MEMBERS, Document, encode
+from packing.members import MEMBERS, SMALL_CODES, Document, encode
 
 PACK_INDEX = pa.schema(
     [
@@ -50,16 +50,18 @@ def write_shard(
     name: str,
     packs: Iterable[tuple[int, Sequence[Document]]],
     of: Coefficients,
+    num_codes: int = SMALL_CODES,
 ) -> pa.Table:
     """Write one shard into an empty ``file`` and return its rows of `PACK_INDEX`.
 
     ``packs`` gives (pack, documents) in the order to write, and is consumed one at a time;
-    ``name`` is the file name that the index will say. The same packs give the same bytes.
+    ``name`` is the file name that the index will say; ``num_codes`` is the tokenizer's. The same
+    packs give the same bytes. Raises ValueError for a code that the tokenizer does not have.
     """
     rows: list[dict[str, object]] = []
     offset = 0
     for pack, documents in packs:
-        data = _to_tar(pack, encode(documents))
+        data = _to_tar(pack, encode(documents, num_codes))
         if len(data) > MAX_PACK_BYTES:
             raise ValueError(f"pack {pack} takes {len(data)} bytes: lower tokens_per_pack")
         file.write(data)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from infra.config import ConfigError
 
+WORKSPACE_HELP = "default: %(default)s"
 RECIPE_HELP = "a YAML file, or the name of one of ours (demo)"
 
 
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments; key=value pairs may stand before or after the options."""
     args, more = parser().parse_known_args(argv)
-    wrong = [word for word in more if word.startswith("-") or "=" not in word]
+    ids = getattr(args, "takes_ids", False)
+    wrong = [word for word in more if word.startswith("-") or not (ids or "=" in word)]
     if wrong or (more and not hasattr(args, "overrides")):
         parser().error(f"unrecognized arguments: {' '.join(wrong or more)}")
     if more:
@@ -83,6 +85,46 @@ def parser() -> argparse.ArgumentParser:
     )
     report = command("report", _report, "one HTML page: funnel, cuts, pictures")
     report.add_argument("--output", help="where to write it (default: report.html, workspace)")
+    codes = command(
+        "inspect-codes", _inspect_codes, "images drawn again from their codes, as a page"
+    )
+    codes.usage = "nextscale inspect-codes [options] recipe [ID ...] [key=value ...]"
+    codes.epilog = "An ID begins the id of a document or a sample; without any, images are drawn."
+    codes.set_defaults(takes_ids=True)
+    codes.add_argument("--pictures", type=int, default=12, help="at most (default: %(default)s)")
+    codes.add_argument("--seed", type=int, default=0, help="which ones (default: %(default)s)")
+    codes.add_argument(
+        "--replica", type=int, default=0, help="of the tokens (default: %(default)s)"
+    )
+    codes.add_argument("--output", help="the page (default: inspect-codes.html, workspace)")
+    codes.add_argument("--png", metavar="PATH", help="also one plain picture, there")
+    simulate = command("simulate", _simulate, "packing strategies on N ranks", recipe=False)
+    simulate.add_argument(
+        "source", help="packs of the workspace (demo-256), or a .parquet or .csv of lengths"
+    )
+    simulate.add_argument("-w", "--workspace", default="workspace/demo", help=WORKSPACE_HELP)
+    simulate.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 256, 1024], metavar="N")
+    simulate.add_argument("--micro-steps", type=int, default=1, metavar="M", help="of a step")
+    simulate.add_argument("--zero", type=int, default=2, help="3: ranks wait every micro-step")
+    simulate.add_argument(
+        "--token-cap-ratio",
+        type=float,
+        nargs="+",
+        default=[1.0, 1.1, 1.25],
+        metavar="R",
+        help="longest pack over tokens per pack, under fixed_compute",
+    )
+    simulate.add_argument("--tokens-per-pack", type=int, help="default: as the packs, or 20480")
+    simulate.add_argument("--batch-size", type=int, default=4, help="of batch_padding")
+    simulate.add_argument(
+        "--preset", default="qwen2.5-7b", help="model shape: qwen2.5-0.5b to -72b"
+    )
+    simulate.add_argument(
+        "--no-checkpointing", action="store_true", help="layers are not computed twice"
+    )
+    simulate.add_argument("--tflops", type=float, default=0.0, help="of a rank, for tokens/s")
+    simulate.add_argument("--seed", type=int, default=0, help="order of documents")
+    simulate.add_argument("--output", help="page (default: simulation.html, workspace)")
     sql = command("sql", _sql, "a DuckDB query over all tables of a workspace", recipe=False)
     sql.add_argument("query", help="for example: SELECT status, count(*) FROM decisions GROUP BY 1")
     sql.add_argument("-w", "--workspace", default="workspace/demo", help="default: %(default)s")
@@ -174,6 +216,37 @@ def _report(args: argparse.Namespace) -> None:
     from pipelines.whole_job import load
 
     print(write_report(load(args.recipe, args.overrides), args.output))
+
+
+def _inspect_codes(args: argparse.Namespace) -> None:
+    from pipelines.inspect_codes import inspect_codes
+    from pipelines.whole_job import load
+
+    ids = [word for word in args.overrides if "=" not in word]
+    recipe = load(args.recipe, [word for word in args.overrides if "=" in word])
+    lines = inspect_codes(
+        recipe, ids, args.pictures, args.seed, args.replica, args.output, args.png
+    )
+    print("\n".join(lines))
+
+
+def _simulate(args: argparse.Namespace) -> None:
+    from pipelines import simulate
+    from pipelines.scenario import Scenario
+
+    scenario = Scenario(
+        ranks=tuple(args.ranks),
+        micro_steps=args.micro_steps,
+        zero=args.zero,
+        token_cap_ratios=tuple(args.token_cap_ratio),
+        tokens_per_pack=args.tokens_per_pack,
+        batch_size=args.batch_size,
+        preset=args.preset,
+        checkpointing=not args.no_checkpointing,
+        tflops=args.tflops,
+        seed=args.seed,
+    )
+    simulate.main(args.source, args.workspace, scenario, args.output)
 
 
 def _sql(args: argparse.Namespace) -> int:

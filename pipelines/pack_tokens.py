@@ -1,7 +1,8 @@
 """Tokens -> pack plan -> shards and index: ``nextscale pack RECIPE``.
 
 The plan is numbers only (tens of bytes a document) and is made in one process; shards are written
-by one Ray task each, from the documents that the plan gives it.
+by one Ray task each, from the documents that the plan gives it. Copies of a document take turns
+among the replicas of its tokens (`pipelines.replicas`).
 """
 
 import io
@@ -15,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from numpy.typing import NDArray
 
 from infra import catalog, runs
 from infra.config import ConfigError
@@ -27,15 +27,16 @@ from packing.packs import FACTS, INDEX, Facts
 from packing.plan import PLAN, Packing, Plan, plan
 from packing.shards import PACK_INDEX, PACKS_PER_SHARD, shard_name, write_shard
 from pipelines.progress import Progress, say
-
-Ints = NDArray[np.int64]
+from pipelines.replicas import Ints, Lengths, read_lengths
 
 
 @dataclass(frozen=True)
 class PackPhase:
     """Packs of a dataset's tokens: what they are made from, and how.
 
-    ``decisions`` say how often a document is packed (`read_copies`).
+    ``decisions`` say how often a document is packed (`read_copies`), which ``copies`` multiplies:
+    more than 1 is several epochs in one set of packs, mixed. ``replicas`` are further tables of the
+    same tokens with other noise: copy c is of ``tables[c % len(tables)]``.
     """
 
     name: str
@@ -43,6 +44,8 @@ class PackPhase:
     packing: Packing
     coefficients: Coefficients
     decisions: tuple[TableRecord, ...] = ()  # the stages that judged the documents' samples
+    replicas: tuple[TableRecord, ...] = ()
+    copies: int = 1
 
     @property
     def table(self) -> str:
@@ -50,11 +53,18 @@ class PackPhase:
 
     @property
     def spec(self) -> dict[str, Any]:
-        return {"packing": self.packing, "coefficients": self.coefficients}
+        spec = {"packing": self.packing, "coefficients": self.coefficients}
+        # Said only where it is asked for: packs made before there were copies stay up to date.
+        return spec if self.copies == 1 else spec | {"copies": self.copies}
+
+    @property
+    def tables(self) -> tuple[TableRecord, ...]:
+        """The tokens, with their replicas."""
+        return (self.tokens, *self.replicas)
 
     @property
     def inputs(self) -> tuple[TableRecord, ...]:
-        return (self.tokens, *self.decisions)
+        return (*self.tables, *self.decisions)
 
     @property
     def row_spec(self) -> str:
@@ -69,18 +79,6 @@ class PackPhase:
     def folder(self) -> str:
         """Where the reader finds this version of the packs, in the workspace."""
         return f"{self.table}/{runs.version_of(self.fingerprint)}"
-
-
-@dataclass(frozen=True)
-class _Lengths:
-    """All documents that have tokens: where each is, and its counts."""
-
-    doc_ids: list[str]
-    part: Ints
-    row: Ints
-    num_tokens: Ints
-    num_loss: Ints
-    num_pairs: Ints
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def write_packs(storage: Storage, phase: PackPhase) -> TableRecord:
         say(f"  {phase.table:<28} up to date ({old.num_rows:,} packs)")
         return old
     started = time.time()
-    lengths = _read_lengths(storage, phase.tokens)
+    lengths = read_lengths(storage, phase.tables)
     if not lengths.doc_ids:
         raise ConfigError(f"{phase.tokens.table} holds no document to pack: see `nextscale stats`")
     costs = cost(lengths.num_tokens, lengths.num_loss, lengths.num_pairs, phase.coefficients)
@@ -112,6 +110,11 @@ def write_packs(storage: Storage, phase: PackPhase) -> TableRecord:
     if not copies.any():
         raise ConfigError(
             f"{phase.table}: the decisions leave no document a copy: loosen `balance`"
+        )
+    if copies.max() < len(phase.tables):
+        raise ConfigError(
+            f"tokenize.replicas is {len(phase.tables)}, but no document is packed more than "
+            f"{copies.max()} times, so that one would be unused: lower it, or raise pack.copies"
         )
     made = plan(lengths.doc_ids, lengths.num_tokens, costs, phase.packing, copies=copies)
     if not made.num_packs:
@@ -156,28 +159,13 @@ def _facts(phase: PackPhase, made: Plan) -> Facts:
     )
 
 
-def _read_lengths(storage: Storage, tokens: TableRecord) -> _Lengths:
-    names = ["doc_id", "num_tokens", "num_loss", "num_pairs", "error"]
-    ids: list[str] = []
-    columns: list[list[Ints]] = [[] for _ in range(5)]
-    for part in range(len(tokens.parts)):
-        table = storage.read_table(tokens.path(part), names)
-        rows = np.flatnonzero(table["error"].is_null().to_numpy())
-        table = table.take(pa.array(rows))
-        ids += table["doc_id"].to_pylist()
-        numbers = [table[name].to_numpy().astype(np.int64) for name in names[1:4]]
-        for column, values in zip(columns, [np.full_like(rows, part), rows, *numbers], strict=True):
-            column.append(values)
-    return _Lengths(ids, *(np.concatenate([np.zeros(0, np.int64), *c]) for c in columns))
-
-
 def read_copies(storage: Storage, phase: PackPhase, doc_ids: list[str]) -> Ints:
-    """How often each document is packed: the least of its samples' copies.
+    """How often each document is packed: the least of its samples' copies, times the phase's.
 
     A sample's copies are the product over the stages that judged it; 1 where none did.
     """
     if not phase.decisions:
-        return np.ones(len(doc_ids), np.int64)
+        return np.full(len(doc_ids), phase.copies, np.int64)
     stages = [f"{catalog.scan(storage, r)} AS d{i}" for i, r in enumerate(phase.decisions)]
     judged = " FULL JOIN ".join(
         [stages[0], *(f"{stage} USING (sample_id)" for stage in stages[1:])]
@@ -194,10 +182,10 @@ def read_copies(storage: Storage, phase: PackPhase, doc_ids: list[str]) -> Ints:
         ).to_arrow_table()
     row = pc.index_in(pa.array(doc_ids, pa.string()), found["doc_id"].combine_chunks())
     copies = pc.fill_null(found["copies"].combine_chunks().take(row), 1)
-    return copies.to_numpy(zero_copy_only=False).astype(np.int64)
+    return copies.to_numpy(zero_copy_only=False).astype(np.int64) * phase.copies
 
 
-def _write_shards(storage: Storage, phase: PackPhase, lengths: _Lengths, made: Plan) -> pa.Table:
+def _write_shards(storage: Storage, phase: PackPhase, lengths: Lengths, made: Plan) -> pa.Table:
     """Write all shards that are not there yet; returns the whole index."""
     packed = made.pack >= 0
     pack, document, copy = made.pack[packed], made.document[packed], made.copy[packed]
@@ -230,7 +218,7 @@ def _write_shards(storage: Storage, phase: PackPhase, lengths: _Lengths, made: P
 @ray.remote
 def _write_shard(storage: Storage, phase: PackPhase, shard: _Shard) -> int:
     """Write one shard, then its index rows: a shard counts once these are there."""
-    documents = _read_documents(storage, phase.tokens, shard)
+    documents = _read_documents(storage, phase.tables, shard)
     # Documents come in the order of their packs: [7, 7, 8] -> (7, two documents), (8, one).
     starts = [*np.flatnonzero(np.diff(shard.pack, prepend=-1)).tolist(), len(documents)]
     packs = [
@@ -239,19 +227,22 @@ def _write_shard(storage: Storage, phase: PackPhase, shard: _Shard) -> int:
     ]
     buffer = io.BytesIO()
     name = shard_name(shard.number)
-    index = write_shard(buffer, name, packs, phase.coefficients)
+    index = write_shard(buffer, name, packs, phase.coefficients, phase.tokens.facts["num_codes"])
     storage.write(f"{phase.folder}/{name}", buffer.getvalue())
     unit = f"{phase.folder}/_units/{shard.number:06d}.parquet"
     storage.write_part(unit, index, PACK_INDEX, "pack")
     return len(packs)
 
 
-def _read_documents(storage: Storage, tokens: TableRecord, shard: _Shard) -> Sequence[Document]:
-    """The shard's documents in its order; every part is opened once."""
+def _read_documents(
+    storage: Storage, tables: Sequence[TableRecord], shard: _Shard
+) -> Sequence[Document]:
+    """The shard's documents in its order, each from its copy's replica; a part is opened once."""
     found: list[Document | None] = [None] * len(shard.pack)
-    for part in np.unique(shard.part):
-        places = np.flatnonzero(shard.part == part)
-        table = storage.read_rows(tokens.path(int(part)), shard.row[places].tolist())
+    replica = shard.copy % len(tables)
+    for number, part in np.unique(np.stack([replica, shard.part]), axis=1).T.tolist():
+        places = np.flatnonzero((replica == number) & (shard.part == part))
+        table = storage.read_rows(tables[number].path(part), shard.row[places].tolist())
         documents = from_tokens(table, shard.copy[places].tolist())
         for place, document in zip(places, documents, strict=True):
             found[place] = document

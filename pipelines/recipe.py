@@ -168,6 +168,7 @@ class Documents:
     inversion_seed: int = 0
     prompts: tuple[str, ...] = ()
     text: tuple[str, ...] = ("{text}",)
+    max_cropped: float = 0.5
     pool: Pool = field(default_factory=Pool)
 
     def __post_init__(self) -> None:
@@ -179,7 +180,9 @@ class Documents:
 
     @property
     def operator(self) -> ImageText:
-        return ImageText(self.level, self.jpeg_quality, self.prompts, self.text)
+        return ImageText(
+            self.level, self.jpeg_quality, self.prompts, self.text, max_cropped=self.max_cropped
+        )
 
     @property
     def tasks(self) -> str:
@@ -190,19 +193,37 @@ class Documents:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenize:
-    """Text ids and visual codes of the documents, at their level or below it."""
+    """Text ids and visual codes of the documents, at their level or below it.
+
+    ``replicas`` tables of them, each with noise of its own, for documents that are packed more than
+    once: copies take turns (`pipelines.replicas`).
+    """
 
     operator: ExtractCodes = field(default_factory=ExtractCodes)
+    replicas: int = 1
     pool: Pool = field(default_factory=lambda: Pool(unit_rows=64, batch_rows=16))
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ValueError(f"replicas is {self.replicas}: at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """How documents are packed, and for which model's cost."""
+    """How documents are packed, and for which model's cost.
+
+    ``copies``: how often every document is packed, times what balancing says of it. The copies are
+    spread over all packs, and read from ``tokenize.replicas`` in turn.
+    """
 
     packing: Packing = field(default_factory=Packing)
+    copies: int = 1
     cost_model: Literal["qwen2.5-7b", "trained"] = "qwen2.5-7b"
     checkpointing: bool = True
+
+    def __post_init__(self) -> None:
+        if self.copies < 1:
+            raise ValueError(f"copies is {self.copies}: at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +260,14 @@ class Recipe:
             raise ValueError(
                 f"tokenize.operator.level is {self.tokenize.operator.level}, the documents hold "
                 f"pictures of level {self.documents.level}: raise documents.level"
+            )
+        replicas = self.tokenize.replicas if self.tokenize else 1
+        if replicas > 1 and self.holds_texts:
+            raise ValueError(f"tokenize.replicas is {replicas}: texts have no noise, use 1")
+        if replicas > 1 and self.pack and self.pack.copies == 1 and self.decide.balance is None:
+            raise ValueError(
+                f"tokenize.replicas is {replicas}, but every document is packed once: set "
+                f"pack.copies to {replicas}, or leave replicas at 1"
             )
         if self.pack and self.pack.cost_model == "trained" and self.train is None:
             raise ValueError("pack.cost_model is `trained`: add a `train` section")

@@ -25,7 +25,7 @@ from pipelines.phase import Phase
 from pipelines.progress import say
 from pipelines.recipe import Recipe
 from pipelines.refresh import Made, refresh
-from pipelines.tokenize_documents import tokenize_phase
+from pipelines.tokenize_documents import tokenize_phases
 from pipelines.whole_job import load, pack_phase, require_pools
 from pipelines.work import Work
 
@@ -85,9 +85,9 @@ def retry(recipe: Recipe, what: Retry) -> list[Outcome]:
         recipe.storage.remove(f"caption_decisions/{recipe.dataset}")  # of rules that are no more
     documents = curate(recipe, run=again)
     if _made(recipe, "tokens") is not None:
-        tokens = again(recipe.storage, tokenize_phase(recipe, documents))
+        tokens = [again(recipe.storage, phase) for phase in tokenize_phases(recipe, documents)]
         if _made(recipe, "packs") is not None and recipe.pack is not None:
-            refresh(recipe.storage, pack_phase(recipe, tokens))
+            refresh(recipe.storage, pack_phase(recipe, *tokens))
     return outcomes
 
 
@@ -126,7 +126,8 @@ def check_choice(recipe: Recipe, what: Retry) -> None:
 
     documents = curate(recipe, run=look)
     if _made(recipe, "tokens") is not None:
-        look(recipe.storage, tokenize_phase(recipe, documents))
+        for phase in tokenize_phases(recipe, documents):
+            look(recipe.storage, phase)
     found = failed_rows(recipe.storage, tables)
     if not any(_fits(what, stage, type_) for stage, type_ in found):
         if what == Retry() or _was_tried(recipe.storage, what):

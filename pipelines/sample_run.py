@@ -23,7 +23,7 @@ from pipelines.progress import say
 from pipelines.recipe import Recipe
 from pipelines.refresh import Made, refresh
 from pipelines.stage_costs import stage_costs
-from pipelines.tokenize_documents import tokenize_phase
+from pipelines.tokenize_documents import tokenize_phases
 from pipelines.whole_job import pack_phase
 from pipelines.work import Work
 
@@ -109,10 +109,10 @@ def run_sample(sample: Sample) -> None:
 
     documents = curate(recipe, run=run)
     if recipe.tokenize is not None:
-        tokens = run(storage, tokenize_phase(recipe, documents))
+        tokens = [run(storage, phase) for phase in tokenize_phases(recipe, documents)]
         if recipe.pack is not None:
             try:
-                run(storage, pack_phase(recipe, tokens))
+                run(storage, pack_phase(recipe, *tokens))
             except ConfigError as error:
                 say(f"  the sample cannot be packed: {error}")
 

@@ -140,9 +140,9 @@ def _records(storage: Storage, dataset: str) -> dict[str, list[TableRecord]]:
 
 
 def tokens_of(storage: Storage, dataset: str) -> list[TableRecord]:
-    """The complete tables ``tokens/<dataset>-<level>``, by name."""
-    names = storage.names("tokens")
-    made = [name for name in names if name.rpartition("-")[0] == dataset]
+    """The complete tables ``tokens/<dataset>-<level>``, by name; no replicas, which are as long."""
+    names = [name.rpartition("-") for name in storage.names("tokens")]
+    made = ["-".join((of, level)) for of, _, level in names if of == dataset and level.isdigit()]
     records = [runs.load_record(storage, f"tokens/{name}") for name in made]
     return [record for record in records if record is not None]
 

@@ -154,6 +154,14 @@ FROM ledger AS l JOIN pack_plan AS p USING (doc_id)
 JOIN packs AS i ON i.pack_set = p.pack_set AND i.pack = p.pack
 ORDER BY l.key, p.pack_set, p.copy LIMIT 20""",
     ),
+    (
+        "How many of the tokens drawn did self-correction change, per scale of the targets?",
+        """SELECT scale, sum(sampled)::BIGINT AS drawn, sum(flipped)::BIGINT AS changed
+FROM (SELECT generate_subscripts(s.sampled, 1) AS scale, unnest(s.sampled) AS sampled,
+        unnest(s.flipped) AS flipped
+      FROM (SELECT unnest(segments) AS s FROM tokens) WHERE s.role = 'target')
+GROUP BY scale ORDER BY scale""",
+    ),
 )
 
 INTRODUCTION = """\
@@ -199,7 +207,7 @@ def document() -> str:
     ledger = [f"| {column} | {meaning} |" for column, meaning in LEDGER.items()]
     sections += [LEDGER_HEAD + "\n".join(ledger) + "\n", RUNS]
     queries = [f"{question}\n\n```sql\n{sql};\n```\n" for question, sql in QUERIES]
-    sections.append("## Ten useful queries\n\n" + "\n".join(queries))
+    sections.append("## Useful queries\n\n" + "\n".join(queries))
     return "\n".join(sections)
 
 

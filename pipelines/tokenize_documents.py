@@ -1,18 +1,31 @@
 """Documents -> text tokens and multi-scale visual codes: ``nextscale tokenize RECIPE``."""
 
+import dataclasses
+
 from infra.runs import TableRecord
 from infra.schema import TOKENS
 from pipelines.inputs import DocumentInput
 from pipelines.phase import Phase
 from pipelines.recipe import Recipe
+from pipelines.replicas import replica_table
 
 
-def tokenize_phase(recipe: Recipe, documents: TableRecord) -> Phase:
-    """The phase that writes ``tokens/<dataset>-<level>``; the level may be below the documents'."""
+def tokenize_phases(recipe: Recipe, documents: TableRecord) -> list[Phase]:
+    """One phase for each of ``tokenize.replicas``."""
+    assert recipe.tokenize is not None
+    return [tokenize_phase(recipe, documents, n) for n in range(recipe.tokenize.replicas)]
+
+
+def tokenize_phase(recipe: Recipe, documents: TableRecord, replica: int = 0) -> Phase:
+    """The phase that writes ``tokens/<dataset>-<level>``; the level may be below the documents'.
+
+    A ``replica`` above 0 is a table of its own, the same but for the noise of self-correction.
+    """
     assert recipe.tokenize is not None
     operator, pool = recipe.tokenize.operator, recipe.tokenize.pool
+    operator = dataclasses.replace(operator, replica=operator.replica + replica)
     return Phase(
-        table=f"tokens/{recipe.tokens_name}",
+        table=replica_table(recipe.tokens_name, replica),
         key="doc_id",
         schema=TOKENS,
         input=DocumentInput(documents),

@@ -38,7 +38,10 @@ def train_config(recipe: Recipe, packs: TableRecord | None = None) -> TrainConfi
 
 
 def train_packs(recipe: Recipe, packs: TableRecord) -> None:
-    """Train on these packs, going on from the last checkpoint if there is one."""
+    """Train on these packs, going on from the last checkpoint if there is one.
+
+    Raises ConfigError where the packs are of other codes or text ids than the recipe's.
+    """
     import torch
     from torch.nn import functional
 
@@ -50,12 +53,19 @@ def train_packs(recipe: Recipe, packs: TableRecord) -> None:
     config = train_config(recipe, packs)
     assert config is not None
     assert recipe.tokenize is not None
+    operator = recipe.tokenize.operator
+    for name, value in operator.facts.items():
+        if packs.facts[name] != value:
+            raise ConfigError(
+                f"{packs.table} has {name} {packs.facts[name]}, the recipe's tokenizer {value}: "
+                "take the tokenizer that made the packs, or run `nextscale pack` again"
+            )
     # Visual embeddings start as the tokenizer's codes (paper, 2.2).
-    tokenizer = checkpoint.load(recipe.tokenize.operator.checkpoint)
+    tokenizer = checkpoint.load(operator.checkpoint)
     vectors = Path(config.output) / "codebook.safetensors"
     halves = (tokenizer.quantizer.semantic, tokenizer.quantizer.pixel)
     units = torch.cat([functional.normalize(half, dim=1) for half in halves], dim=1)
-    codebook.write(vectors, units, packs.facts["tokenizer_id"])
+    codebook.write(vectors, units, operator.tokenizer_id)
     progress = Progress(f"train/{recipe.tokens_name}", config.steps, "steps")
 
     def show(entry: StepLog, steps: int) -> None:

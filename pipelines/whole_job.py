@@ -19,7 +19,7 @@ from pipelines.pack_tokens import PackPhase
 from pipelines.recipe import Recipe, recipe_path
 from pipelines.refresh import refresh
 from pipelines.status import Look, NotDoneError, State
-from pipelines.tokenize_documents import tokenize_phase
+from pipelines.tokenize_documents import tokenize_phases
 from pipelines.train_packs import train_config, train_packs, train_state
 from pipelines.vllm_engine import require_vllm
 
@@ -51,11 +51,13 @@ def run(
     with session(address, num_cpus, (key,) if key else ()):
         require_pools(recipe, curate_only=last == "curate")
         documents = curate(recipe)
-        tokens = packs = None
+        tokens: list[TableRecord] = []
+        packs = None
         if last != "curate" and recipe.tokenize is not None:
-            tokens = refresh(recipe.storage, tokenize_phase(recipe, documents))
-        if last in ("pack", "train") and tokens is not None and recipe.pack is not None:
-            packs = refresh(recipe.storage, pack_phase(recipe, tokens))
+            phases = tokenize_phases(recipe, documents)
+            tokens = [refresh(recipe.storage, phase) for phase in phases]
+        if last in ("pack", "train") and tokens and recipe.pack is not None:
+            packs = refresh(recipe.storage, pack_phase(recipe, *tokens))
     catalog.write_catalog(recipe.storage)
     if last == "train" and packs is not None:
         train_packs(recipe, packs)
@@ -73,7 +75,7 @@ def require_pools(recipe: Recipe, curate_only: bool = False) -> None:
         require_vllm(captions.operator, captions.vllm)
 
 
-def pack_phase(recipe: Recipe, tokens: TableRecord) -> PackPhase:
+def pack_phase(recipe: Recipe, tokens: TableRecord, *replicas: TableRecord) -> PackPhase:
     """Packs whose cost is that of the model to be trained, or of Qwen2.5-7B."""
     assert recipe.pack is not None
     num_codes, text_size = tokens.facts["num_codes"], tokens.facts["text_vocab_size"]
@@ -95,7 +97,8 @@ def pack_phase(recipe: Recipe, tokens: TableRecord) -> PackPhase:
     stages = ["decisions", *(["caption_decisions"] if recipe.captions.rules else [])]
     found = (load_record(recipe.storage, f"{stage}/{recipe.dataset}") for stage in stages)
     decisions = tuple(record for record in found if record is not None)
-    return PackPhase(recipe.tokens_name, tokens, recipe.pack.packing, of, decisions)
+    pack = recipe.pack
+    return PackPhase(recipe.tokens_name, tokens, pack.packing, of, decisions, replicas, pack.copies)
 
 
 def train_only(name: str, overrides: Sequence[str] = ()) -> None:
@@ -119,9 +122,10 @@ def status(name: str, overrides: Sequence[str] = ()) -> list[State]:
     try:
         documents = curate(recipe, run=look)
         if recipe.tokenize is not None:
-            tokens = look(recipe.storage, tokenize_phase(recipe, documents))
+            phases = tokenize_phases(recipe, documents)
+            tokens = [look(recipe.storage, phase) for phase in phases]
             if recipe.pack is not None:
-                packs = look(recipe.storage, pack_phase(recipe, tokens))
+                packs = look(recipe.storage, pack_phase(recipe, *tokens))
                 if recipe.train is not None:
                     states.append(train_state(recipe, packs))
     except NotDoneError as waiting:

@@ -160,6 +160,14 @@ def test_a_small_document_in_full() -> None:
     assert sequence.images == ((0, SQUARE, 2, "target", True, 2, 8, 0),)
 
 
+def test_the_last_code_of_the_largest_codebook_is_the_last_int32() -> None:
+    largest = Vocabulary(2**31 - 102, 100)
+    codes = np.full(5, largest.num_codes - 1, np.int32)
+    sequence = layout([[Image(SQUARE, 2, codes, codes)]], largest)
+    assert sequence.targets.max() == 2**31 - 1
+    assert sequence.counts.num_loss == 5
+
+
 def test_an_empty_pack_is_an_empty_sequence() -> None:
     assert layout([], VOCABULARY).counts == (0, 0, 0)
 

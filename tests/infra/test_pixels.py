@@ -4,8 +4,10 @@ import contextlib
 import io
 import subprocess
 import sys
+import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from infra import pixels
-from infra.pixels import DecodeError, decode
+from infra.pixels import DecodeError, decode, encode_jpeg
 from infra.schema import ERROR, IMAGE_TYPE
 
 
@@ -278,3 +280,26 @@ def test_pictures_of_skips_failed_rows() -> None:
 def test_importing_pixels_does_not_import_torch() -> None:
     code = "import infra.pixels, sys; assert not {'torch', 'ray', 'duckdb'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_threads_decode_at_the_same_time_and_leave_pillow_as_it_was() -> None:
+    pictures = [encode_jpeg(np.full((20 + n, 30, 3), n, np.uint8)) for n in range(8)]
+    before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    start = threading.Barrier(8)
+
+    def look(number: int) -> None:
+        start.wait()
+        for turn in range(200):
+            picture = pictures[(number + turn) % 8]
+            height = 20 + (number + turn) % 8
+            if turn % 3:
+                assert decode(picture).rgb.shape == (height, 30, 3)
+            else:
+                with pytest.raises(DecodeError, match="pixels") as caught:
+                    decode(picture, max_pixels=height * 30 - 1)
+                assert caught.value.type == "too_many_pixels"
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(look, range(8)))
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
+    assert pixels._limits == []

@@ -68,5 +68,6 @@ def test_mistakes_name_the_value() -> None:
         Image(SQUARE, 2, codes, codes, role="both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="integers"):
         Text(np.array([0.5]))
-    with pytest.raises(ValueError, match="num_codes is 65537"):
-        Vocabulary(65_537)
+    with pytest.raises(ValueError, match="beside 100 text ids use 1 to 2147483546"):
+        Vocabulary(2**31, 100)
+    assert Vocabulary(2_147_483_546, 100).size == 2**31

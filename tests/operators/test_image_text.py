@@ -124,6 +124,7 @@ def test_text_in_the_picture_is_joined_in_where_there_is_any(task):
     [
         ({"level": 300}, "level is 300: choose 256, 512, 1024"),
         ({"jpeg_quality": 0}, "jpeg_quality is 0"),
+        ({"max_cropped": 1.5}, "max_cropped is 1.5"),
         ({"prompts": ("a", "")}, "an empty prompt"),
         ({"text": ()}, "text names no column"),
         ({"text": ("a caption",)}, "text names no column"),
@@ -166,6 +167,37 @@ def test_a_picture_of_exactly_the_level_is_kept_and_one_pixel_less_is_not(schedu
         if nearest(*shorter) == schedule:
             assert small["error"]["type"] == "too_small_for_level"
             assert small["segments"] is None
+
+
+def test_what_is_cut_away_is_told():
+    sizes = {(256, 256): 0.0, (300, 400): 0.0, (256, 2048): 0.5, (1300, 260): 0.2}
+    files = [png(np.zeros((*size, 3), np.uint8)) for size in sizes]
+    rows = ImageText()(batch(files)).to_pylist()
+    for (height, width), row in zip(sizes, rows, strict=True):
+        text, image = row["segments"]
+        assert text["cropped"] is None
+        grid = nearest(height, width).image_size(256)
+        ratio = (height / width) / (grid[0] / grid[1])
+        assert image["cropped"] == pytest.approx(1 - min(ratio, 1 / ratio), abs=2 / 256)
+    assert [row["segments"][1]["cropped"] for row in rows] == pytest.approx(
+        [0.0, 0.0, 0.5, 0.2], abs=0.04
+    )
+
+
+def test_a_picture_of_which_too_much_would_go_is_refused():
+    files = [png(np.zeros((height, 260, 3), np.uint8)) for height in (260, 1040, 2080, 2340)]
+    turned = [png(np.zeros((260, width, 3), np.uint8)) for width in (2080, 2340)]
+
+    def types(**settings):
+        rows = ImageText(**settings)(batch(files + turned)).to_pylist()
+        return [row["error"] and row["error"]["type"] for row in rows]
+
+    assert types() == [None, None, None, "too_elongated", None, "too_elongated"]
+    assert types(max_cropped=1.0) == [None] * 6
+    assert types(max_cropped=0.1) == [None, None, *["too_elongated"] * 4]
+    # What is too small as well is told so: the picture's size is the first thing known.
+    [row] = ImageText()(batch([png(np.zeros((100, 900, 3), np.uint8))])).to_pylist()
+    assert row["error"]["type"] == "too_small_for_level"
 
 
 def test_damaged_and_failed_rows_stay_with_their_error():

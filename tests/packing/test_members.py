@@ -130,11 +130,57 @@ def test_from_tokens_reads_every_row() -> None:
         from_tokens(failed)
 
 
-def test_codes_beyond_uint16_are_refused() -> None:
-    codes = np.full(14, 65_536, np.int32)
-    document = Document("a", 0, "t2i", "s", (Image(20, 3, codes, codes),))
-    with pytest.raises(ValueError, match="too large for uint16"):
-        encode([document])
+def test_tables_of_narrow_codes_are_read_as_well() -> None:
+    """Tables of before held codes as uint16, and no counts per scale."""
+    picture = image(seed=2)
+    codes = pa.list_(pa.uint16())
+    segment = pa.struct(
+        [
+            pa.field(field.name, codes if field.name.endswith("_codes") else field.type)
+            for field in TOKENS.field("segments").type.value_type
+            if field.name not in ("sampled", "flipped")
+        ]
+    )
+    place = TOKENS.names.index("segments")
+    schema = TOKENS.set(place, pa.field("segments", pa.list_(segment)))
+    row = {
+        "doc_id": "a",
+        "task": "t2i",
+        "source": "s",
+        "segments": [
+            {"kind": "image", "role": "target", "loss": True, "schedule": 20, "num_scales": 3}
+            | {"input_codes": picture.input_codes.tolist()}
+            | {"target_codes": picture.target_codes.tolist()}
+        ],
+    }
+    table = pa.Table.from_pylist([row], schema=schema)
+    assert plain(from_tokens(table)) == plain([Document("a", 0, "t2i", "s", (picture,))])
+
+
+@pytest.mark.parametrize(
+    ("num_codes", "dtype"), [(4096, "<u2"), (65_536, "<u2"), (65_537, "<u4"), (2**31 - 1, "<u4")]
+)
+def test_the_tokenizer_says_how_wide_codes_are(num_codes: int, dtype: str) -> None:
+    """Not the codes that a pack happens to hold: two packs of one set have one format."""
+    for top in (0, num_codes - 1):
+        codes = np.full(14, top, np.int32)
+        document = Document("a", 0, "t2i", "s", (Image(20, 3, codes, codes),))
+        members = encode([document], num_codes)
+        for name in (INPUT, TARGET):
+            array = np.load(io.BytesIO(members[name]), allow_pickle=False)
+            assert array.dtype == np.dtype(dtype)
+        assert plain(decode(members)) == plain([document])
+    bare = encode([Document("a", 0, "text", "s", ())], num_codes)
+    assert np.load(io.BytesIO(bare[INPUT])).dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("code", [4096, -1])
+def test_codes_that_the_tokenizer_does_not_have_are_refused(code: int) -> None:
+    good, bad = np.zeros(14, np.int32), np.full(14, code, np.int32)
+    for codes in ((good, bad), (bad, good)):
+        document = Document("a", 0, "t2i", "s", (Image(20, 3, *codes),))
+        with pytest.raises(ValueError, match="the tokenizer has 4096"):
+            encode([document], 4096)
 
 
 def test_members_that_lie_are_refused() -> None:
@@ -158,6 +204,8 @@ def test_members_that_lie_are_refused() -> None:
         (INPUT, npy(np.zeros(13, "<u2")), "input_codes holds 13 codes"),
         (TARGET, npy(np.zeros(20, "<u2")), "14 codes, .* 20 targets"),
         (TARGET, b"not npy", "is not an npy file"),
+        (TARGET, npy(np.zeros(14, "<i4")), "expected flat <u2 or <u4"),
+        (TARGET, npy(np.full(14, 2**31, "<u4")), "holds the code 2147483648"),
         (LAYOUT, b"{", "Expecting"),
         (LAYOUT, b"[]", "`documents` is None"),
     ):

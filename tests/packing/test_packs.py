@@ -118,6 +118,10 @@ def test_a_folder_that_holds_no_packs_is_told_in_one_line(folder: Path) -> None:
     (folder / FACTS).write_text(json.dumps(facts | {"num_codes": "many"}))
     with pytest.raises(ConfigError, match=r"packs\.json\.num_codes"):
         open_packs(folder)
+    for sizes in ({"num_codes": 0}, {"num_codes": 2**31}, {"text_vocab_size": 0}):
+        (folder / FACTS).write_text(json.dumps(facts | sizes))
+        with pytest.raises(ConfigError, match=r"packs\.json.* use (1|at least 1)"):
+            open_packs(folder)
     (folder / FACTS).write_text("{")
     with pytest.raises(PackError, match="damaged"):
         open_packs(folder)

@@ -1,5 +1,6 @@
 """Tokens of two parts into packs on Ray, and back through the reader."""
 
+import dataclasses
 import hashlib
 import math
 
@@ -18,6 +19,7 @@ from packing.cost import coefficients, qwen2_5_7b
 from packing.plan import Packing
 from packing.reader import open_packs, read_pack
 from pipelines.pack_tokens import PackPhase, read_copies, write_packs
+from pipelines.replicas import replica_table
 
 NUM_SCALES = 4
 FACTS = {
@@ -89,9 +91,33 @@ def tokens(tmp_path):
     return storage, record, expected
 
 
-def phase_of(record, decisions=(), **packing):
+def phase_of(record, decisions=(), replicas=(), copies=1, **packing):
     settings = Packing(**({"tokens_per_pack": 200} | packing))
-    return PackPhase("photos-256", record, settings, coefficients(qwen2_5_7b(64)), decisions)
+    of = coefficients(qwen2_5_7b(64))
+    return PackPhase("photos-256", record, settings, of, decisions, replicas, copies)
+
+
+def replica_of(storage, record, number, noise):
+    """The tokens again, ``noise`` added to every input code."""
+    table = replica_table("photos-256", number)
+    for part in range(len(record.parts)):
+        rows = storage.read_table(record.path(part)).to_pylist()
+        images = [s for row in rows for s in row["segments"] or () if s["kind"] == "image"]
+        for image in images:
+            image["input_codes"] = [(code + noise) % 64 for code in image["input_codes"]]
+        schema = pa.schema([field.remove_metadata() for field in TOKENS])
+        found = pa.Table.from_pylist(rows, schema=schema)
+        storage.write_part(f"{table}/{record.parts[part].file}", found, TOKENS, "doc_id")
+    spec = f"{number}{noise}".rjust(32, "0")
+    replica = dataclasses.replace(record, table=table, fingerprint=spec, row_spec=spec)
+    runs.save_record(storage, replica)
+    return replica
+
+
+def shards_of(storage, phase):
+    """All bytes of the packs, by name."""
+    names = [name for name in storage.names(phase.folder) if name != "_units"]
+    return {name: storage.read(f"{phase.folder}/{name}") for name in names}
 
 
 def judge(storage, stage, copies, per_part=17):
@@ -212,6 +238,69 @@ def test_copies_are_the_least_of_the_samples_and_the_product_of_the_stages(tmp_p
             for samples in (row["sample_ids"] for row in rows if row["doc_id"] in asked)
         ]
         assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("num_replicas", [2, 3])
+def test_copies_take_turns_among_the_replicas(tokens, ray_session, monkeypatch, num_replicas):
+    monkeypatch.setattr("pipelines.pack_tokens.PACKS_PER_SHARD", 8)
+    storage, record, expected = tokens
+    replicas = tuple(replica_of(storage, record, n, n) for n in range(1, num_replicas))
+    sample_of = {hashlib.md5(n.encode()).hexdigest(): n for n in map(str, range(2000))}
+    once_or_twice = {sample_of[id_]: 1 + int(id_, 16) % 2 for id_ in expected}
+    decisions = judge(storage, "decisions", once_or_twice)
+    phase = phase_of(record, (decisions,), replicas, copies=2)
+    packed = write_packs(storage, phase)
+    packs = open_packs(storage.path(packed.table))
+    seen = set()
+    for i in range(packs.num_packs):
+        for found in read_pack(packs, i).documents:
+            text, image = expected[found.doc_id]
+            noise = found.copy % num_replicas
+            assert np.array_equal(found.segments[0].ids, text.ids)
+            assert np.array_equal(found.segments[1].target_codes, image.target_codes)
+            assert np.array_equal(found.segments[1].input_codes, (image.input_codes + noise) % 64)
+            seen.add((found.doc_id, found.copy))
+    assert seen == {
+        (id_, copy) for id_ in expected for copy in range(2 * once_or_twice[sample_of[id_]])
+    }
+
+
+def test_one_replica_is_packed_as_ever_and_equal_ones_make_no_difference(tokens, ray_session):
+    storage, record, _ = tokens
+    phase = phase_of(record)
+    spec = {"packing": phase.packing, "coefficients": phase.coefficients}
+    assert phase.fingerprint == runs.fingerprint(runs.row_spec(spec, []), [record])
+    twice = phase_of(record, copies=2)
+    write_packs(storage, twice)
+    before = shards_of(storage, twice)
+    with_replica = phase_of(record, replicas=(replica_of(storage, record, 1, 0),), copies=2)
+    assert len({p.fingerprint for p in (phase, twice, with_replica)}) == 3
+    write_packs(storage, with_replica)
+    assert shards_of(storage, with_replica) == before
+
+
+def test_packs_of_replicas_go_on_after_a_kill(tokens, ray_session, monkeypatch):
+    monkeypatch.setattr("pipelines.pack_tokens.PACKS_PER_SHARD", 8)
+    storage, record, _ = tokens
+    phase = phase_of(record, replicas=(replica_of(storage, record, 1, 5),), copies=2)
+    write_packs(storage, phase)
+    whole = shards_of(storage, phase)
+    shards = [name for name in whole if name.endswith(".tar")]
+    assert len(shards) > 2
+    for name in [*shards[1:], "index.parquet", "packs.json"]:
+        storage.remove(f"{phase.folder}/{name}")
+    storage.remove(f"{phase.table}/_table.json")
+    write_packs(storage, phase)
+    assert shards_of(storage, phase) == whole
+
+
+def test_replicas_that_no_copy_would_come_from_are_refused(tokens, ray_session):
+    storage, record, _ = tokens
+    replicas = tuple(replica_of(storage, record, n, n) for n in (1, 2))
+    for copies in (1, 2):
+        with pytest.raises(ConfigError, match=f"replicas is 3, but .* more than {copies} times"):
+            write_packs(storage, phase_of(record, replicas=replicas, copies=copies))
+    assert not storage.names("packs")
 
 
 def test_nothing_to_pack_is_told(tokens, ray_session):

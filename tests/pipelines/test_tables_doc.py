@@ -31,8 +31,8 @@ def test_the_file_is_current() -> None:
     assert PATH.read_text(encoding="utf-8") == document(), "run `python -m pipelines.tables_doc`"
 
 
-def test_there_are_ten_queries() -> None:
-    assert len(QUERIES) == 10
+def test_there_are_ten_queries_or_more() -> None:
+    assert len(QUERIES) >= 10
 
 
 @pytest.mark.parametrize("question", [question for question, _ in QUERIES])

@@ -1,20 +1,24 @@
 import pickle
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from infra import layout
+from infra import layout, pixels, runs
 from infra.config import ConfigError
 from infra.pixels import encode_jpeg
-from infra.schedules import nearest
+from infra.schedules import SCHEDULES, nearest
 from infra.schema import DOCUMENTS
-from tokenize_offline import text
+from packing import members
+from tokenize_offline import checkpoint, text
 from tokenize_offline.codes import extract, reduce_by_area
 from tokenize_offline.correction import Correction
 from tokenize_offline.extract_codes import ExtractCodes
-from tokenize_offline.model import Tokenizer
+from tokenize_offline.model import Tokenizer, TokenizerSettings
 from tokenize_offline.photographs import Photograph, whole
 
 END = 151_643
@@ -109,14 +113,113 @@ def test_pictures_between_messages_keep_their_codes(
     assert row["num_loss"] == 2 * (len(text.load().encode("a cat")) + 1)
 
 
+@pytest.mark.parametrize("batch_rows", [1, 3])
 def test_rows_do_not_depend_on_their_neighbours(
+    photographs: list[Photograph], batch_rows: int
+) -> None:
+    """Pictures of many schedules, both roles among them, in any order: as each one alone."""
+    operator = ExtractCodes(batch_rows=batch_rows)
+    turned = [Photograph(f"{p.name} turned", np.rot90(p.rgb).copy()) for p in photographs]
+    documents = [
+        [picture(photo, role=role, loss=role == "target"), words(photo.name)]
+        for photo in [*photographs, *turned]
+        for role in ("target", "condition")
+    ]
+    alone = [operator(table(document)).to_pylist()[0]["segments"] for document in documents]
+    order = np.random.default_rng(batch_rows).permutation(len(documents))
+    together = operator(table(*(documents[i] for i in order))).to_pylist()
+    for place, i in enumerate(order):
+        assert together[place]["segments"] == alone[i]
+
+
+def test_another_batch_size_changes_next_to_no_code(
     operator: ExtractCodes, photographs: list[Photograph]
 ) -> None:
-    documents = [[words(photo.name), picture(photo)] for photo in photographs]
-    together = operator(table(*documents)).to_pylist()
-    for row, document in enumerate(documents):
-        alone = operator(table(document)).to_pylist()[0]
-        assert alone["segments"] == together[row]["segments"]
+    batch = table([picture(photo) for photo in photographs])
+    [one], [three] = (ExtractCodes(batch_rows=rows)(batch).to_pylist() for rows in (1, 3))
+    pairs = [
+        (np.array(a[name]), np.array(b[name]))
+        for a, b in zip(one["segments"], three["segments"], strict=True)
+        for name in ("input_codes", "target_codes")
+        if a["kind"] == "image"
+    ]
+    assert np.mean(np.concatenate([a != b for a, b in pairs])) < 0.002
+
+
+def test_nothing_is_drawn_for_a_condition(
+    operator: ExtractCodes, tokenizer: Tokenizer, photographs: list[Photograph]
+) -> None:
+    photo = photographs[1]
+    segments = [picture(photo, role=role) for role in ("condition", "target", "condition")]
+    [row] = operator(table(segments)).to_pylist()
+    rgb = pixels.decode(segments[0]["image"]).rgb
+    schedule = nearest(*rgb.shape[:2])
+    plain, drawn = (
+        extract(tokenizer, [rgb], [photo.name], schedule, 12, Correction(rate=rate))
+        for rate in (0.0, 0.6)
+    )
+    for segment, encoded in zip(row["segments"], (plain, drawn, plain), strict=False):
+        assert segment["input_codes"] == encoded.input_codes[0].tolist()
+        assert segment["target_codes"] == encoded.target_codes[0].tolist()
+    assert row["segments"][0]["input_codes"] == row["segments"][0]["target_codes"]
+    assert row["segments"][0]["sampled"] == row["segments"][0]["flipped"] == [0] * 12
+    [row] = ExtractCodes(condition_rate=0.6)(table(segments)).to_pylist()
+    assert row["segments"][0]["input_codes"] == drawn.input_codes[0].tolist()
+
+
+@pytest.mark.parametrize("level", [256, 512])
+def test_counts_per_scale_are_those_of_the_codes(photographs: list[Photograph], level: int) -> None:
+    operator = ExtractCodes(level=level, condition_rate=0.3)
+    rows = operator(
+        table(*([picture(p, level, role=r)] for p in photographs for r in ("target", "condition")))
+    ).to_pylist()
+    drawn: dict[str, float] = {"target": 0.0, "condition": 0.0}
+    for row in rows:
+        image, end = row["segments"]
+        assert end["sampled"] is end["flipped"] is None
+        grids = SCHEDULES[image["schedule"]].grids[: image["num_scales"]]
+        changed = np.array(image["input_codes"]) != np.array(image["target_codes"])
+        start = 0
+        for (height, width), sampled, flipped in zip(
+            grids, image["sampled"], image["flipped"], strict=True
+        ):
+            stop = start + height * width
+            assert flipped == changed[start:stop].sum()
+            assert flipped <= sampled <= height * width
+            start = stop
+        assert start == len(changed)
+        drawn[image["role"]] += sum(image["sampled"]) / start / len(photographs)
+    assert drawn == pytest.approx({"target": 0.6, "condition": 0.3}, abs=0.03)
+
+
+def test_a_wide_codebook_goes_through_packs_to_the_vocabulary(
+    tmp_path: Path, photographs: list[Photograph]
+) -> None:
+    torch.manual_seed(0)
+    small = TokenizerSettings(
+        num_codes=70_000,
+        semantic_dim=2,
+        pixel_dim=3,
+        encoder_channels=(4, 4, 4),
+        decoder_channels=(4, 4, 4),
+        semantic_channels=(4, 4),
+        teacher_dim=4,
+    )
+    path = tmp_path / "wide.safetensors"
+    checkpoint.save(Tokenizer(small), path)
+    operator = ExtractCodes(checkpoint=str(path))
+    # The random network tells few codes apart: noise over many candidates reaches more of them.
+    spread = replace(operator, top_k=512, temperature=1e6)
+    out = spread(table([picture(photographs[0])]))
+    codes = np.array(out.to_pylist()[0]["segments"][0]["input_codes"])
+    assert codes.max() > 65_535
+    documents = members.from_tokens(out)
+    num_codes = operator.facts["num_codes"]
+    [back] = members.decode(members.encode(documents, num_codes))
+    laid = layout.layout([back.segments], layout.Vocabulary(num_codes))
+    assert np.array_equal(laid.input_codes, codes)
+    with pytest.raises(ValueError, match="the tokenizer has 65536"):
+        members.encode(documents, 65_536)
 
 
 def test_a_lower_level_reads_the_area_reduction(
@@ -126,8 +229,7 @@ def test_a_lower_level_reads_the_area_reduction(
     schedule, _ = whole(photo, 512)
     segment = picture(photo, 512)
     codes = operator(table([segment])).to_pylist()[0]["segments"][0]["input_codes"]
-    from infra import pixels  # the stored JPEG, not the original, is what is reduced
-
+    # The stored JPEG, not the original, is what is reduced.
     rgb = reduce_by_area(pixels.decode(segment["image"]).rgb, 2)
     expected = extract(tokenizer, [rgb], [photo.name], schedule, 12, Correction())
     assert codes == expected.input_codes[0].tolist()
@@ -191,5 +293,22 @@ def test_impossible_settings_are_refused() -> None:
         ExtractCodes(level=300)
     with pytest.raises(ConfigError, match="rate is 2"):
         ExtractCodes(rate=2)
+    with pytest.raises(ConfigError, match="rate is -1"):
+        ExtractCodes(condition_rate=-1.0)
+    with pytest.raises(ConfigError, match="device is 'gpu'"):
+        ExtractCodes(device="gpu")
+    with pytest.raises(ValueError, match="num_codes is 4096: beside 2147480000 text ids"):
+        _ = ExtractCodes(text_size=2_147_480_000).facts
     with pytest.raises(ConfigError, match="the vocabulary has 151665 ids"):
         ExtractCodes(text_size=1_000)(table([words("a")]))
+
+
+def test_the_device_is_no_part_of_the_output() -> None:
+    assert runs.describe(ExtractCodes(device="cpu")) == runs.describe(ExtractCodes())
+    assert runs.describe(ExtractCodes(condition_rate=0.6)) != runs.describe(ExtractCodes())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_device_that_is_not_there_is_refused(photographs: list[Photograph]) -> None:
+    with pytest.raises(ConfigError, match="there is no GPU"):
+        ExtractCodes(device="cuda")(table([picture(photographs[0])]))

@@ -232,10 +232,11 @@ def test_another_model_or_other_packs_do_not_continue_a_run(config, tmp_path):
     others = write_packs(tmp_path / "others", seed=1)
     with pytest.raises(ConfigError, match="was made with packs"):
         train(replace(config, packs=str(others)))
-    facts = json.loads((others / "packs.json").read_text()) | {"vocabulary_id": "text-b"}
-    (others / "packs.json").write_text(json.dumps(facts))
-    with pytest.raises(ConfigError, match="with vocabulary text-a, this run has text-b"):
-        train(replace(config, packs=str(others)))
+    facts = json.loads((others / "packs.json").read_text())
+    for fact, name in (("tokenizer_id", "tokenizer"), ("vocabulary_id", "vocabulary")):
+        (others / "packs.json").write_text(json.dumps(facts | {fact: "id-b"}))
+        with pytest.raises(ConfigError, match=rf"with {name} {facts[fact]}, this run has id-b"):
+            train(replace(config, packs=str(others)))
 
 
 def test_too_few_packs_or_none_stop_before_work(config, tmp_path):
