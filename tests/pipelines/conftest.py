@@ -180,6 +180,10 @@ def _write_tokens(recipe: Recipe) -> None:
     fine = [row for row in rows if row["error"] is None]
     for number, row in enumerate(fine):
         row |= {"num_tokens": 900 + number, "num_loss": 880, "num_pairs": 500_000}
+        row["segments"] = [
+            {"kind": "text", "loss": True, "text_ids": [1, 2]},
+            {"kind": "image", "role": "target", "sampled": [1, 2], "flipped": [0, 1]},
+        ]
     fine[0]["error"] = {"stage": "tokenize", "type": "text_too_long", "message": EVIL}
     tokens = _write(storage, "tokens/mixed-256", rows, TOKENS, "doc_id", (documents,), {})
     planned = [
