@@ -185,9 +185,10 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _train_tokenizer(args: argparse.Namespace) -> None:
+    from pipelines.recipe import recipe_path
     from tokenize_offline import training
 
-    training.main(args.recipe, args.overrides)
+    training.main(recipe_path(args.recipe), args.overrides)
 
 
 def _status(args: argparse.Namespace) -> None:

@@ -1,14 +1,15 @@
 """What inspected images say together: PSNR, flips and use of the codebook, by scale."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from pipelines.charts import LineChart, line_chart
 from pipelines.coded_images import CodedImage, Counts, Decibels, Redrawn
 from pipelines.stats import table
+from tokenize_offline.usage import perplexity
 
 
 @dataclass(frozen=True)
@@ -127,16 +128,10 @@ def summarise(role: str, images: Sequence[Measures], codebook_size: int) -> Role
                 float(input_db[of][-1]),
                 num_used,
                 num_used / codebook_size,
-                perplexity(counts),
+                float(perplexity(torch.from_numpy(counts))),
             )
         )
     return RoleSummary(role, len(images), lines)
-
-
-def perplexity(counts: Counts) -> float:
-    """exp of the entropy of how often each code occurs: as many equally frequent codes."""
-    shares = counts[counts > 0] / counts.sum()
-    return math.exp(-float((shares * np.log(shares)).sum()))
 
 
 def _by_scale(values: Sequence[float]) -> list[tuple[float, float]]:

@@ -1,4 +1,9 @@
-"""Fitting codebooks to features, and keeping every code in use during training."""
+"""Fitting codebooks to features, and keeping every code in use during training.
+
+Both are functions of quantiser, features and generator. The features may be on a GPU; sums are
+made on the CPU, in order, since a GPU's sums by index come out a little differently every time.
+The generator is a CPU's.
+"""
 
 from collections.abc import Sequence
 
@@ -53,11 +58,11 @@ def restart_dead(
     generator: torch.Generator,
 ) -> int:
     """Set the codes with ``used`` [V] false to residuals met in ``latents``; returns how many."""
-    dead = ~used
+    dead = ~used.cpu()
     if dead.any():
         tally = _Tally(quantizer, generator)
         quantizer.walk(*latents, tally.choose)
-        table = torch.cat([quantizer.semantic, quantizer.pixel], dim=1)
+        table = torch.cat([quantizer.semantic, quantizer.pixel], dim=1).cpu()
         _set_codes(quantizer, table, dead, torch.cat(tally.pool), generator)
     return int(dead.sum())
 
@@ -66,7 +71,7 @@ class _Tally:
     """What one pass over latents learns of the residuals at each scale and of each code."""
 
     def __init__(self, quantizer: Quantizer, generator: torch.Generator) -> None:
-        self.quantizer, self.generator = quantizer, generator
+        self.quantizer, self.generator, self.keys = quantizer, generator, quantizer.keys()
         self.sums = torch.zeros(quantizer.num_codes, sum(quantizer.dims))  # in their scale's unit
         self.counts = torch.zeros(quantizer.num_codes)
         self.squares = torch.zeros(MAX_SCALES, 2)  # squared lengths of each branch
@@ -76,23 +81,24 @@ class _Tally:
 
     def look(self, scale: int, rows: Tensor) -> Tensor:
         """Count the residuals; chooses code 0 everywhere."""
-        flat = rows.flatten(0, 1)
+        flat = rows.flatten(0, 1).cpu()
         width = self.quantizer.dims[0]
         self.squares[scale, 0] += flat[:, :width].square().sum()
         self.squares[scale, 1] += flat[:, width:].square().sum()
         self.numbers[scale] += len(flat)
         draw = torch.randperm(len(flat), generator=self.generator)[:_POOLED_ROWS]
         self.cells.append((scale, flat[draw]))
-        self.pool.append(flat[draw] / self.quantizer.magnitude(scale))
+        self.pool.append(flat[draw] / self.quantizer.magnitude(scale).cpu())
         return rows.new_zeros(rows.shape[:2], dtype=torch.long)
 
     def choose(self, scale: int, rows: Tensor) -> Tensor:
         """Count the residuals under their nearest codes, and choose these."""
         self.look(scale, rows)
-        codes = self.quantizer.nearest(rows, scale)[0][..., 0]
+        codes = self.quantizer.nearest(rows, scale, keys=self.keys)[0][..., 0]
         scaled = (rows / self.quantizer.magnitude(scale)).flatten(0, 1)
-        self.sums.index_add_(0, codes.flatten(), scaled)
-        self.counts += torch.bincount(codes.flatten(), minlength=len(self.counts))
+        flat = codes.flatten().cpu()
+        self.sums.index_add_(0, flat, scaled.cpu())
+        self.counts += torch.bincount(flat, minlength=len(self.counts))
         return codes
 
     def set_units(self) -> None:
@@ -114,7 +120,8 @@ def _start(quantizer: Quantizer, latents: Sequence[Latents], generator: torch.Ge
     for features, grids in latents:
         quantizer.walk(features, grids, tally.look)
     tally.set_units()
-    pool = torch.cat([rows / quantizer.magnitude(scale) for scale, rows in tally.cells])
+    units = [quantizer.magnitude(scale).cpu() for scale, _ in tally.cells]
+    pool = torch.cat([rows / unit for (_, rows), unit in zip(tally.cells, units, strict=True)])
     every = torch.ones(quantizer.num_codes, dtype=torch.bool)
     _set_codes(quantizer, tally.sums, every, pool, generator)
 
@@ -126,9 +133,12 @@ def _set_codes(
     pool: Tensor,
     generator: torch.Generator,
 ) -> None:
-    """Codes := ``table`` [V, D], the dead ones := rows of ``pool`` drawn at random."""
-    draw = torch.randint(len(pool), (int(dead.sum()),), generator=generator)
+    """Codes := ``table`` [V, D], the dead ones := rows of ``pool`` drawn at random.
+
+    No row is drawn twice before all are: of two equal codes, one stays dead.
+    """
+    order = torch.randperm(len(pool), generator=generator)
     table = table.clone()
-    table[dead] = pool[draw]
+    table[dead] = pool[order[torch.arange(int(dead.sum())) % len(pool)]]
     quantizer.semantic.copy_(table[:, : quantizer.dims[0]])
     quantizer.pixel.copy_(table[:, quantizer.dims[0] :])

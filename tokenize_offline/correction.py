@@ -83,14 +83,14 @@ def encode(
     sampled = noise[:, 0] < correction.rate
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
-    start = 0
+    start, keys = 0, quantizer.keys()
 
     def choose(scale: int, rows: Tensor) -> Tensor:
         nonlocal start
         here = slice(start, start + rows.shape[1])
         start = here.stop
         k = min(correction.top_k, quantizer.num_codes) if correction.rate > 0 else 1
-        index, distance = quantizer.nearest(rows, scale, k)
+        index, distance = quantizer.nearest(rows, scale, k, keys)
         pick = _draw(distance, noise[:, 1, here], correction.temperature)
         pick = np.where(sampled[:, here], pick, 0)
         chosen = index.gather(2, torch.from_numpy(pick)[..., None].to(index.device))[..., 0]

@@ -1,6 +1,9 @@
-"""How good a tokenizer is on given photographs: PSNR, SSIM, error per scale, codebook usage."""
+"""How good a tokenizer is on given photographs: pictures, codebook usage, meaning.
 
-from collections.abc import Sequence
+PSNR, SSIM and the Fréchet distance compare photographs with their reconstructions as bytes.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +13,12 @@ from torch import Tensor
 
 from infra.pixels import Pixels
 from infra.schedules import NUM_SCALES
+from tokenize_offline.frechet import Gaussian, PictureFeatures, frechet_distance
 from tokenize_offline.model import Tokenizer
 from tokenize_offline.photographs import Photograph, to_pixels, to_unit, whole
+from tokenize_offline.quantizer import exact_float32
 from tokenize_offline.teacher import Teacher
+from tokenize_offline.usage import perplexity, tally
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,59 +31,77 @@ class Quality:
     ssim: float
     thumbnail16_db: float  # PSNR of a 16-cell thumbnail raised bicubically, for comparison
     thumbnail32_db: float
-    psnr_by_scale_db: tuple[float, ...]  # K values: of the mean error after 1 .. K scales
+    psnr_by_scale_db: tuple[float, ...] | None  # K values: of the mean error after 1 .. K scales
     usage: tuple[float, ...]  # K values: share of the codebook that each scale used
     usage_all: float  # share used by any scale
+    perplexity_by_scale: tuple[float, ...]  # K values: exponential of the entropy of the codes
     perplexity: float  # of all codes together
     semantic_cosine: float | None  # to the teacher's standardised features; chance is 0
+    frechet_distance: float | None  # None, too, with no more photographs than features
+    frechet_features: str | None  # the name of the network that the distance is measured with
 
 
 @torch.inference_mode()
 def evaluate(
     tokenizer: Tokenizer,
-    photographs: Sequence[Photograph],
+    photographs: Iterable[Photograph],
     level: int,
     teacher: Teacher | None = None,
+    features: PictureFeatures | None = None,
+    *,
+    by_scale: bool = False,
 ) -> Quality:
-    """Encode and decode each photograph whole at ``level``, one at a time."""
-    num_scales = NUM_SCALES[level]
-    counts = torch.zeros(num_scales, tokenizer.settings.num_codes, dtype=torch.long)
-    errors = np.zeros((len(photographs), num_scales))
+    """Encode and decode each photograph whole at ``level``, one at a time, in one pass.
+
+    On the tokenizer's device, where ``teacher`` and ``features`` must be, too. ``teacher`` gives
+    the semantic cosine, ``features`` the Fréchet distance; ``by_scale`` draws every photograph
+    after each of the K scales instead of once, which is most of the work. Raises ValueError if
+    there is no photograph.
+    """
+    device, num_scales = tokenizer.quantizer.semantic.device, NUM_SCALES[level]
+    counts = torch.zeros((num_scales, tokenizer.settings.num_codes), dtype=torch.long)
+    errors: list[list[float]] = []  # of each photograph, after each of the scales drawn
     ssims, small, medium, cosines = [], [], [], []
-    for row, photo in enumerate(photographs):
+    real, reconstructed = Gaussian(), Gaussian()
+    for photo in photographs:
         schedule, rgb = whole(photo, level)
         grids = schedule.grids[:num_scales]
-        images = to_unit([rgb])
-        codes = tokenizer.quantizer.encode(tokenizer.features(images), grids)
-        start = 0
-        for scale, (height, width) in enumerate(grids):
-            part = codes[0, start : start + height * width]
-            counts[scale] += torch.bincount(part, minlength=tokenizer.settings.num_codes)
-            start += height * width
-            features = tokenizer.quantizer.decode(codes, grids, scale + 1)
-            drawn = to_pixels(tokenizer.draw(features))[0]
-            errors[row, scale] = mse(rgb, drawn)
+        images = to_unit([rgb]).to(device)
+        with exact_float32(device):  # as extraction does
+            codes = tokenizer.quantizer.encode(tokenizer.features(images), grids)
+        tally(counts, codes.cpu(), grids)
+        errors.append([])
+        for shown in range(1 if by_scale else num_scales, num_scales + 1):
+            quantized = tokenizer.quantizer.decode(codes, grids, shown)
+            drawn = to_pixels(tokenizer.draw(quantized))[0]
+            errors[-1].append(mse(rgb, drawn))
         if teacher is not None:
             taught = tokenizer.standard(teacher(images))
-            cosine = F.cosine_similarity(tokenizer.meaning(features), taught, dim=1)
+            cosine = F.cosine_similarity(tokenizer.meaning(quantized).float(), taught, dim=1)
             cosines.append(float(cosine.mean()))
+        if features is not None:
+            real.add(features.describe(images))
+            reconstructed.add(features.describe(to_unit([drawn]).to(device)))
         ssims.append(ssim(rgb, drawn))
         small.append(_thumbnail_db(images, rgb, 16 * (level // 256)))
         medium.append(_thumbnail_db(images, rgb, 32 * (level // 256)))
-    share = counts.sum(0).double() / counts.sum()
-    entropy = -(share * share.clamp_min(1e-12).log()).sum()
+    if not errors:
+        raise ValueError("there is no photograph to evaluate the tokenizer on: give some")
     return Quality(
-        level,
-        len(photographs),
-        float(np.mean([psnr_db(e) for e in errors[:, -1]])),
-        float(np.mean(ssims)),
-        float(np.mean(small)),
-        float(np.mean(medium)),
-        tuple(psnr_db(e) for e in errors.mean(0)),
-        tuple((counts > 0).double().mean(1).tolist()),
-        float((counts.sum(0) > 0).double().mean()),
-        float(entropy.exp()),
-        float(np.mean(cosines)) if cosines else None,
+        level=level,
+        num_photographs=len(errors),
+        psnr_db=float(np.mean([psnr_db(error[-1]) for error in errors])),
+        ssim=float(np.mean(ssims)),
+        thumbnail16_db=float(np.mean(small)),
+        thumbnail32_db=float(np.mean(medium)),
+        psnr_by_scale_db=tuple(map(psnr_db, np.mean(errors, axis=0))) if by_scale else None,
+        usage=tuple((counts > 0).double().mean(1).tolist()),
+        usage_all=float((counts.sum(0) > 0).double().mean()),
+        perplexity_by_scale=tuple(perplexity(counts).tolist()),
+        perplexity=float(perplexity(counts.sum(0))),
+        semantic_cosine=float(np.mean(cosines)) if cosines else None,
+        frechet_distance=None if features is None else frechet_distance(real, reconstructed),
+        frechet_features=None if features is None else features.name,
     )
 
 

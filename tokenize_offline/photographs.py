@@ -1,25 +1,32 @@
-"""Photographs for training and evaluating the tokenizer: read, hold out, cut, resize.
+"""Photographs for training and evaluating the tokenizer: draw, decode, hold out, cut, resize.
 
 Training sees random crops at random zoom and ratio; evaluation sees each photograph whole, resized
 and centre-cropped to its nearest schedule, as extraction does.
 """
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from infra import pixels, schema
 from infra.config import ConfigError
-from infra.pixels import Pixels
+from infra.pixels import DecodeError, Pixels
 from infra.schedules import Schedule, nearest
+from tokenize_offline.decoded_pictures import DecodedPictures, Names
+from tokenize_offline.oversampling import Oversample, weigh
+from tokenize_offline.picture_sources import open_documents, open_files
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"))
+_MOST_SMALL = 16  # pictures drawn for one crop until one is no smaller than it
+_MOST_FAILED = 1_000  # the same until one can be decoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,57 +37,156 @@ class Photograph:
     rgb: Pixels
 
 
-def read_photographs(
-    sources: Sequence[str | Path],
+class Pictures(Sequence[Photograph]):
+    """n pictures, decoded when they are asked for; safe under threads.
+
+    As a sequence it gives `Photograph`s; a slice of it is a `Pictures`. A picture that cannot be
+    decoded raises DecodeError there, and is passed over by `draw` and `usable`.
+    """
+
+    def __init__(
+        self,
+        decoded: DecodedPictures,
+        numbers: NDArray[np.int64],
+        weights: NDArray[np.float64],
+    ) -> None:
+        """Those of ``decoded`` with these numbers, [n], and how often to draw each, [n]."""
+        self._decoded, self._numbers, self.weights = decoded, numbers, weights
+        self.names: Sequence[str] = Names(decoded.names, numbers)
+        differ = len(weights) > 0 and bool(np.ptp(weights))
+        self._cumulative = np.cumsum(weights) if differ else None
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Photograph: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Pictures": ...
+
+    def __getitem__(self, index: int | slice) -> "Photograph | Pictures":
+        if isinstance(index, slice):
+            return Pictures(self._decoded, self._numbers[index], self.weights[index])
+        return Photograph(self.names[index], self.rgb(index))
+
+    def __iter__(self) -> Iterator[Photograph]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of names and weights, in order: what chance draws from."""
+        digest = blake2b(self.weights.tobytes(), digest_size=16)
+        for name in self.names:
+            encoded = name.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        return digest.hexdigest()
+
+    def rgb(self, index: int) -> Pixels:
+        """The picture, [H, W, 3], read-only; raises DecodeError."""
+        return self._decoded.rgb(int(self._numbers[index]))
+
+    def where(self, kept: NDArray[np.bool_]) -> "Pictures":
+        """Those that ``kept``, [n], is true for."""
+        return Pictures(self._decoded, self._numbers[kept], self.weights[kept])
+
+    def usable(self) -> "Pictures":
+        """Those that can be decoded, which each is for it; the log names the others."""
+        return self.where(np.array([self._can_be_decoded(i) for i in range(len(self))], bool))
+
+    def draw(self, rng: np.random.Generator, size: tuple[int, int] | None = None) -> Photograph:
+        """A picture, by the weights; a function of the generator's state alone.
+
+        One that cannot be decoded is passed over for the next one drawn, so that the others keep
+        their shares. So are, with ``size`` (height, width), pictures that would have to be enlarged
+        to cover it; if 16 would, the first of them is taken. Raises ConfigError when 1,000 cannot
+        be decoded.
+        """
+        small: list[int] = []
+        for _ in range(_MOST_FAILED + _MOST_SMALL):
+            index = self.draw_index(rng)
+            try:
+                if size is not None and self._enlargement(index, size) > 1:
+                    small.append(index)
+                    if len(small) < _MOST_SMALL:
+                        continue
+                    index = small[0]
+                return self[index]
+            except DecodeError:
+                small = [other for other in small if other != index]
+        raise ConfigError(
+            f"{_MOST_FAILED:,} pictures drawn in a row cannot be decoded: see the log, and check "
+            "the folders and tables they come from"
+        )
+
+    def draw_index(self, rng: np.random.Generator) -> int:
+        """The index of a picture, by the weights, in O(log n); whether it decodes is not asked."""
+        if self._cumulative is None:
+            # Not by the weights: the one call whose draws trainings without weights have always had
+            return int(rng.integers(len(self)))
+        place = rng.random() * self._cumulative[-1]
+        # The product may be rounded up to the sum of all weights, which lies behind the last.
+        return min(int(np.searchsorted(self._cumulative, place, side="right")), len(self) - 1)
+
+    def _enlargement(self, index: int, size: tuple[int, int]) -> float:
+        return self._decoded.enlargement(int(self._numbers[index]), size)
+
+    def _can_be_decoded(self, index: int) -> bool:
+        try:
+            self.rgb(index)
+        except DecodeError:
+            return False
+        return True
+
+
+def open_pictures(
+    images: Sequence[str | Path] = (),
+    documents: Sequence[str] = (),
+    *,
     short_side: int,
     exclude: Sequence[str] = (),
-) -> list[Photograph]:
-    """Every picture of the folders and files, sorted by name, the same bytes only once.
+    oversample: Sequence[Oversample] = (),
+    log: Callable[[str], None] = print,
+    cache_bytes: int = 2**30,
+) -> Pictures:
+    """The pictures of folders and files, then those of documents tables; none is decoded yet.
 
+    ``images``: see `picture_sources.open_files`; ``documents``: `picture_sources.open_documents`.
     ``short_side``: larger pictures are reduced to it. ``exclude``: patterns of file names to leave
-    out. Files that cannot be decoded are skipped. Raises ConfigError for a missing path or when
-    nothing is left.
+    out. ``log`` is told, from any thread, of each picture that turns out not to be decodable.
+    ``cache_bytes``: how much of decoded pictures and encoded row groups is kept. Raises ConfigError
+    for a missing path or table, a mistake in ``oversample``, or when nothing is left.
     """
-    paths: list[Path] = []
-    for source in map(Path, sources):
-        if not source.exists():
-            raise ConfigError(f"images: {source} does not exist: give folders or files of pictures")
-        paths += [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
-    photographs, seen = [], set()
-    for path in sorted(paths, key=lambda p: (p.name, str(p))):
-        if path.suffix.lower() not in SUFFIXES or any(fnmatch(path.name, e) for e in exclude):
-            continue
-        data = path.read_bytes()
-        identity = hashlib.sha256(data).digest()
-        if identity in seen:
-            continue
-        seen.add(identity)
-        try:
-            rgb = pixels.decode(data, short_side).rgb
-        except pixels.DecodeError:
-            continue
-        photographs.append(Photograph(path.name, rgb))
-    if not photographs:
-        raise ConfigError(f"images: no picture in {', '.join(map(str, sources))}")
-    return photographs
+    sources = (open_files(images, exclude), open_documents(documents))
+    decoded = DecodedPictures(sources, short_side, cache_bytes, log)
+    if not len(decoded.names):
+        raise ConfigError(f"images: no picture in {', '.join(map(str, [*images, *documents]))}")
+    weights = weigh(decoded.names, oversample)
+    return Pictures(decoded, np.arange(len(weights)), weights)
 
 
-def split(
-    photographs: Sequence[Photograph],
-    pattern: str,
-    share: float,
-    seed: int,
-) -> tuple[list[Photograph], list[Photograph]]:
-    """(training, held out): ``share`` of the files whose name fits ``pattern`` are held out.
+def split(pictures: Pictures, pattern: str, share: float, seed: int) -> tuple[Pictures, Pictures]:
+    """(training, held out): ``share`` of the pictures whose name fits ``pattern`` are held out.
 
-    By a hash of the name, so a photograph stays on its side whatever else is in the folder.
+    By a hash of the name, so a picture stays on its side whatever else there is.
     """
-    held = [
-        fnmatch(photo.name, pattern) and schema.uniform(photo.name, seed) < share
-        for photo in photographs
-    ]
-    training = [photo for photo, out in zip(photographs, held, strict=True) if not out]
-    return training, [photo for photo, out in zip(photographs, held, strict=True) if out]
+    held = np.array(
+        [fnmatch(name, pattern) and schema.uniform(name, seed) < share for name in pictures.names],
+        bool,
+    )
+    return pictures.where(~held), pictures.where(held)
+
+
+def draw_crop(
+    pictures: Pictures, rng: np.random.Generator, schedule: Schedule, level: int
+) -> Pixels:
+    """A random crop of a picture drawn at random, as `random_crop` gives it, for ``level``.
+
+    Extraction enlarges nothing. So above level 256 a picture too small for the crop is taken only
+    if none of 16 drawn is large enough. At level 256 few are too small, and those by little.
+    """
+    size = schedule.image_size(level)
+    return random_crop(pictures.draw(rng, size if level > 256 else None), size, rng)
 
 
 def random_crop(photo: Photograph, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
@@ -114,4 +220,4 @@ def to_unit(images: Sequence[Pixels]) -> Tensor:
 def to_pixels(images: Tensor) -> Pixels:
     """[B, 3, H, W] in [-1, 1] -> [B, H, W, 3], clipped and rounded."""
     scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).contiguous().numpy()
+    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,20 +1,22 @@
-"""The small tokenizer's frozen teacher: EfficientNet-Lite0 features at 1/16 of the image.
+"""The frozen teachers that the semantic branch is taught by: SigLIP2, or EfficientNet-Lite0.
 
-M. Tan and Q. Le, "EfficientNet" (arXiv:1905.11946), without squeeze-and-excitation, with batch
-normalisation folded into the convolutions. Used at training time only, from a weights file that
-the recipe names. The full-size tokenizer is taught by SigLIP2; this one needs no model hub.
+A teacher is called with pixels [B, 3, H, W] in [-1, 1] and gives features [B, dim, H/16, W/16]
+without gradients. It is used at training time only. The full-size tokenizer is taught by SigLIP2's
+second-to-last hidden state; the small one by an image classifier that needs no model hub: M. Tan
+and Q. Le, "EfficientNet" (arXiv:1905.11946), without squeeze-and-excitation, with batch
+normalisation folded into the convolutions.
 """
 
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from infra.config import ConfigError
-
-TEACHER_DIM = 112
+from tokenize_offline import siglip2
 
 # (kernel, stride, expansion, channels out) of the first 11 blocks, which end at stride 16.
 _BLOCKS = (
@@ -32,8 +34,10 @@ _BLOCKS = (
 )
 
 
-class Teacher(nn.Module):
-    """Pixels [B, 3, H, W] in [-1, 1] -> features [B, 112, H/16, W/16], without gradients."""
+class EfficientNetTeacher(nn.Module):
+    """EfficientNet-Lite0 as far as it goes at 1/16 of the image."""
+
+    dim = 112
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,16 +58,47 @@ class Teacher(nn.Module):
         return features
 
 
-def load_teacher(path: str | Path) -> Teacher:
-    """Read the weights (safetensors; more than is needed may be in it). Raises ConfigError."""
-    if not Path(path).is_file():
+class Siglip2Teacher(nn.Module):
+    """The tower of SigLIP2-NaFlex as it was published: see `siglip2`."""
+
+    def __init__(self, source: str | Path) -> None:
+        super().__init__()
+        settings, self.tower = siglip2.read(source)
+        self.dim = settings.hidden_size
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.tower(pixels)
+        return features
+
+
+Teacher = EfficientNetTeacher | Siglip2Teacher
+
+
+def load_teacher(source: str | Path, device: str | torch.device = "cpu") -> Teacher:
+    """The teacher of an EfficientNet-Lite0 file, or of a folder or hub id of SigLIP2.
+
+    A file is safetensors and may hold more than is needed. Raises ConfigError for what is neither.
+    """
+    path = Path(source)
+    if path.is_file() or path.suffix == ".safetensors":
+        return _load_efficientnet(path).to(device)
+    return Siglip2Teacher(source).to(device)
+
+
+def _load_efficientnet(path: Path) -> EfficientNetTeacher:
+    if not path.is_file():
         raise ConfigError(f"teacher {path} does not exist: give the EfficientNet-Lite0 safetensors")
-    teacher = Teacher()
-    stored = load_file(str(path))
+    try:
+        stored = load_file(str(path))
+    except SafetensorError as error:
+        raise ConfigError(f"teacher {path} is no safetensors file: {error}") from None
+    teacher = EfficientNetTeacher()
     wanted = teacher.state_dict()
-    missing = [name for name in wanted if name not in stored]
-    if missing:
-        raise ConfigError(f"teacher {path} is no EfficientNet-Lite0: it has no `{missing[0]}`")
+    for name, value in wanted.items():
+        if name not in stored or stored[name].shape != value.shape:
+            raise ConfigError(f"teacher {path} is no EfficientNet-Lite0: see `{name}`")
     teacher.load_state_dict({name: stored[name] for name in wanted})  # widened from float16
     return teacher
 

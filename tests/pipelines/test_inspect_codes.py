@@ -22,7 +22,7 @@ from infra.runs import Part, TableRecord
 from infra.schedules import SCHEDULES
 from infra.schema import DOCUMENTS, TOKENS
 from infra.storage import Storage
-from pipelines.code_summary import Measures, perplexity, summarise
+from pipelines.code_summary import Measures, summarise
 from pipelines.coded_images import find_images, redraw
 from pipelines.inspect_codes import inspect_codes
 from pipelines.recipe import Recipe, Tokenize
@@ -357,8 +357,3 @@ def test_summaries_are_what_counting_by_hand_gives(seed: int) -> None:
         last = scales[-1]
         assert line.target_db == pytest.approx(sum(i.target_db[last] for i in images) / len(images))
         assert line.input_db == pytest.approx(sum(i.input_db[last] for i in images) / len(images))
-
-
-def test_perplexity_is_the_number_of_equally_frequent_codes() -> None:
-    assert perplexity(np.array([0, 7, 7, 0, 7])) == pytest.approx(3)
-    assert perplexity(np.array([0, 5])) == 1

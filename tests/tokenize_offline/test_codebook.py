@@ -1,3 +1,6 @@
+import copy
+
+import pytest
 import torch
 
 from infra.schedules import nearest
@@ -41,3 +44,40 @@ def test_dead_codes_start_again_near_the_residuals() -> None:
     assert restart_dead(q, used, latents, generator) == 1
     assert q.pixel[4].abs().max() < 10
     assert torch.equal(q.pixel[:4], before[:4])
+
+
+def test_codes_that_start_again_differ_from_each_other() -> None:
+    torch.manual_seed(0)
+    q, generator = Quantizer(300, 3, 5), torch.Generator().manual_seed(0)
+    latents = (torch.randn(2, 8, 16, 16), GRIDS)
+    assert restart_dead(q, torch.zeros(300, dtype=torch.bool), latents, generator) == 300
+    assert (
+        len({tuple(row) for row in q.pixel.tolist()}) == 300
+    )  # no residual twice while others are left
+
+
+def test_restarting_is_a_function_of_its_arguments() -> None:
+    torch.manual_seed(0)
+    q, latents = Quantizer(64, 3, 5), (torch.randn(2, 8, 16, 16), GRIDS)
+    used = torch.arange(64) % 3 > 0
+    first, second = copy.deepcopy(q), copy.deepcopy(q)
+    for number, one in enumerate((first, second)):
+        torch.manual_seed(number)  # the global state plays no part
+        restart_dead(one, used, latents, torch.Generator().manual_seed(5))
+    assert torch.equal(first.pixel, second.pixel)
+    assert torch.equal(first.semantic, second.semantic)
+    assert torch.equal(first.pixel[used], q.pixel[used])
+    assert not torch.equal(first.pixel[~used], q.pixel[~used])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_fitting_and_restarting_on_a_gpu_do_what_the_cpu_does() -> None:
+    torch.manual_seed(0)
+    q, features = Quantizer(64, 3, 5), torch.randn(2, 8, 16, 16)
+    twin, errors = copy.deepcopy(q).cuda(), []
+    for one, latent in ((q, features), (twin, features.cuda())):
+        generator = torch.Generator().manual_seed(0)
+        errors.append(fit_codebooks(one, [(latent, GRIDS)], 3, generator))
+        used = torch.arange(64, device=latent.device) > 9
+        assert restart_dead(one, used, (latent, GRIDS), generator) == 10
+    assert errors[0] == pytest.approx(errors[1], rel=1e-2)

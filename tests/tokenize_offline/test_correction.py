@@ -87,6 +87,38 @@ def test_later_targets_answer_the_noise() -> None:
     assert (targets[:, -256:] != plain[:, -256:]).mean() > 0.2
 
 
+@pytest.mark.parametrize("repair", [True, False])
+def test_streams_are_those_of_the_paper_written_out(repair: bool) -> None:
+    """Token by token; without repair (the residual goes on with the targets) they are plain."""
+    q, features, ids = noisy(1)
+    correction = Correction(rate=0.6, top_k=3, temperature=0.3)
+    share, place = uniforms(ids[0], correction, sum(h * w for h, w in GRIDS))
+    residual = features.clone()
+    inputs: list[int] = []
+    targets: list[int] = []
+    for scale, grid in enumerate(GRIDS):
+        rows = F.adaptive_avg_pool2d(residual, grid).flatten(2).mT
+        index, distance = q.nearest(rows, scale, 3)
+        taken = []
+        for near, weights in zip(
+            index[0], torch.softmax(-distance[0].double() / 0.3, 1), strict=True
+        ):
+            token, drawn = len(inputs), 0
+            if share[token] < 0.6:
+                drawn = int((weights.cumsum(0) <= place[token]).sum())
+            inputs.append(int(near[drawn]))
+            targets.append(int(near[0]))
+            taken.append(inputs[-1] if repair else targets[-1])
+        residual = residual - q.field(torch.tensor([taken]), scale, grid, GRIDS[-1]).detach()
+    encoded = encode(q, features, GRIDS, ids, correction)
+    if repair:
+        assert encoded.input_codes[0].tolist() == inputs
+        assert encoded.target_codes[0].tolist() == targets
+    else:
+        assert targets == q.encode(features, GRIDS)[0].tolist()
+        assert inputs != targets
+
+
 def test_input_codes_reconstruct_no_worse_than_target_codes(
     tokenizer: Tokenizer, photographs: list[Photograph]
 ) -> None:

@@ -1,13 +1,19 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from infra.schedules import SCHEDULES, nearest
+from infra.schedules import NUM_SCALES, SCHEDULES, nearest
 from tokenize_offline.model import Tokenizer
 from tokenize_offline.photographs import Photograph, to_unit, whole
-from tokenize_offline.quantizer import Quantizer
+from tokenize_offline.quantizer import Quantizer, exact_float32
 
 GRIDS = nearest(3, 4).grids[:12]
+
+
+MOST_DIFFERENT = 1e-3  # share of codes that float32's rounding may change ...
+NEAR_TIE = 5e-6  # ... where two codes are as near as this: squared distances in a range of 0 to 12
 
 
 def quantizer(num_codes: int = 64, **settings: float) -> Quantizer:
@@ -51,6 +57,106 @@ def test_memory_bound_does_not_change_codes() -> None:
     assert torch.equal(q.encode(features, GRIDS), codes)
 
 
+@pytest.mark.parametrize("num_codes", [4_096, 5_000])
+def test_codes_depend_on_neither_batch_nor_chunks_nor_threads(num_codes: int) -> None:
+    q, grids = quantizer(num_codes), nearest(2, 3).grids[:14]
+    features = torch.randn(3, 10, *grids[-1], generator=torch.Generator().manual_seed(2))
+    codes = q.encode(features, grids)
+    rows = features.flatten(2).mT
+    eight = q.nearest(rows, 13, 8)
+    alone = torch.cat([q.encode(one[None], grids) for one in features])
+    assert torch.equal(alone, codes)
+    assert torch.equal(q.nearest(rows[1:2], 13, 8)[1], eight[1][1:2])  # to the last bit
+    for rows_held in (1, 7, 100_000):
+        q.memory_bytes = 4 * num_codes * rows_held
+        assert torch.equal(q.encode(features, grids), codes)
+        index, distance = q.nearest(rows, 13, 8)
+        assert torch.equal(index, eight[0])
+        torch.testing.assert_close(distance, eight[1], atol=NEAR_TIE, rtol=0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(q.encode(features, grids), codes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def float64_distances(q: Quantizer, rows: torch.Tensor, scale: int) -> torch.Tensor:
+    """Squared distances of rows [n, D] to all codes, [n, V]."""
+    unit = q.log_magnitude[scale].double().exp()
+    total = torch.zeros(len(rows), q.num_codes, dtype=torch.float64)
+    branches = rows.double().cpu().split(list(q.dims), dim=1)  # type: ignore[no-untyped-call]
+    for branch, (table, weight) in enumerate(((q.semantic, 1.0), (q.pixel, q.pixel_weight))):
+        points = F.normalize(F.pad(branches[branch] / unit[branch], (0, 1), value=1.0), dim=1)
+        codes = F.normalize(F.pad(table.double(), (0, 1), value=1.0), dim=1)
+        total += weight * (2 - 2 * points @ codes.mT)
+    return total
+
+
+def check_near_ties(distances: torch.Tensor, codes: torch.Tensor) -> int:
+    """How many codes [n] are not the nearest by float64; each may be farther by NEAR_TIE only."""
+    least, nearest_code = distances.min(dim=1)
+    gap = distances.gather(1, codes[:, None])[:, 0] - least
+    assert gap.max() < NEAR_TIE
+    return int((codes != nearest_code).sum())
+
+
+@torch.inference_mode()
+def test_float32_changes_a_code_at_near_ties_only(
+    tokenizer: Tokenizer, photographs: list[Photograph]
+) -> None:
+    q, different, total = tokenizer.quantizer, 0, 0
+
+    def choose(scale: int, rows: torch.Tensor) -> torch.Tensor:
+        nonlocal different, total
+        codes = q.nearest(rows, scale)[0][..., 0]
+        different += check_near_ties(float64_distances(q, rows[0], scale), codes[0])
+        total += codes.numel()
+        return codes
+
+    for photo, level in zip(photographs, (256, 256, 256, 256, 512), strict=True):
+        schedule, rgb = whole(photo, level)
+        grids = schedule.grids[: NUM_SCALES[level]]
+        q.walk(tokenizer.features(to_unit([rgb])), grids, choose)
+    assert total > 5_000
+    assert different <= MOST_DIFFERENT * total
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.inference_mode()
+def test_a_gpu_chooses_other_codes_at_near_ties_only(
+    tokenizer: Tokenizer, photographs: list[Photograph]
+) -> None:
+    """Scale by scale on the same residuals: after one other code all later scales may differ."""
+    q, on_gpu = tokenizer.quantizer, copy.deepcopy(tokenizer.quantizer).cuda()
+    different, total = 0, 0
+
+    def choose(scale: int, rows: torch.Tensor) -> torch.Tensor:
+        nonlocal different, total
+        codes = q.nearest(rows, scale)[0][..., 0]
+        with exact_float32(torch.device("cuda")):
+            others = on_gpu.nearest(rows.cuda(), scale)[0][..., 0].cpu()
+        check_near_ties(float64_distances(q, rows[0], scale), others[0])
+        different += int((codes != others).sum())
+        total += codes.numel()
+        return codes
+
+    for photo in photographs:
+        schedule, rgb = whole(photo, 256)
+        q.walk(tokenizer.features(to_unit([rgb])), schedule.grids[:12], choose)
+    assert different <= MOST_DIFFERENT * total
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_training_on_a_gpu_gives_the_losses_of_the_cpu() -> None:
+    q, features, keep = quantizer(), latents(), [True, False] * 6
+    expected = q(features, GRIDS, keep)
+    found = q.cuda()(features.cuda(), GRIDS, keep)
+    torch.testing.assert_close(found.commit_loss.cpu(), expected.commit_loss)
+    torch.testing.assert_close(found.codebook_loss.cpu(), expected.codebook_loss)
+    assert (found.codes.cpu() == expected.codes).double().mean() > 0.99
+
+
 def test_codes_do_not_depend_on_autocast_or_matmul_precision() -> None:
     q, features = quantizer(), latents()
     codes = q.encode(features, GRIDS)
@@ -68,6 +174,7 @@ def test_decode_gives_what_encoding_took_off() -> None:
     left = q.walk(features, GRIDS, lambda scale, rows: q.nearest(rows, scale)[0][..., 0])
     decoded = q.decode(q.encode(features, GRIDS), GRIDS)
     torch.testing.assert_close(features - left, decoded, atol=1e-5, rtol=1e-5)
+    assert torch.equal(q.decode(q.encode(features, GRIDS), GRIDS), decoded)
 
 
 def test_a_scale_means_the_same_at_every_level() -> None:
@@ -82,6 +189,15 @@ def test_a_scale_means_the_same_at_every_level() -> None:
     means = F.interpolate(at_1024, size=(16, 16), mode="area")
     # Bicubic means of the same cells: equal but for the kernel's overshoot.
     assert F.cosine_similarity(means.flatten(), at_256.flatten(), dim=0) > 0.9
+    for scale, (height, width) in enumerate(square.grids[:12]):
+        part = torch.arange(height * width)[None] % 64
+        cells = q.vectors(part, scale).mT.reshape(1, 10, height, width)
+        for size in ((16, 16), (32, 32), (64, 64)):  # the same picture elements, raised further
+            field = q.field(part, scale, (height, width), size)
+            raised = (
+                F.interpolate(cells, size, mode="bicubic") if size != (height, width) else cells
+            )
+            assert torch.equal(field, raised)
     one = torch.tensor([[5]])
     field = q.field(one, 0, (1, 1), (8, 8))
     torch.testing.assert_close(field[0, :, 3, 3], q.vectors(one, 0)[0, 0])
@@ -108,7 +224,7 @@ def test_dropped_scales_have_no_codes() -> None:
     q, keep = quantizer(), [scale % 2 == 0 for scale in range(12)]
     codes = q(latents(), GRIDS, keep).codes
     sizes = [height * width for height, width in GRIDS]
-    for part, kept in zip(codes.split(sizes, dim=1), keep, strict=True):  # type: ignore[no-untyped-call]
+    for part, kept in zip(codes.split(sizes, dim=1), keep, strict=True):
         assert bool((part >= 0).all()) is kept
 
 

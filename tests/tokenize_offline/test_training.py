@@ -1,60 +1,42 @@
-"""A few steps of each stage on small networks; the photographs are real."""
+"""Whole trainings of tiny networks, their record, and what a recipe is told before any work."""
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-import skimage
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from infra.config import ConfigError, build, load
-from tokenize_offline import checkpoint
-from tokenize_offline.teacher import Teacher
-from tokenize_offline.training import TrainTokenizer, main, train_tokenizer
+from tokenize_offline import checkpoint, siglip2
+from tokenize_offline.model import FULL_SIZE
+from tokenize_offline.training import main, train_tokenizer
+from tokenize_offline.training_recipe import TrainTokenizer
 
-DATA = Path(skimage.__file__).parent / "data"
-RECIPE = Path(__file__).parents[2] / "pipelines/recipes/train_tokenizer.yaml"
-
-
-def recipe(folder: Path, **changes: object) -> TrainTokenizer:
-    torch.manual_seed(0)
-    teacher = folder / "teacher.safetensors"
-    save_file(Teacher().state_dict(), teacher)
-    tree = {
-        "images": [str(DATA / name) for name in ("coffee.png", "rocket.jpg", "chelsea.png")],
-        "output": str(folder / "out/tokenizer.safetensors"),
-        "teacher": str(teacher),
-        "held_out": "chelsea*",
-        "held_out_share": 0.99,
-        "tokenizer": {
-            "num_codes": 64,
-            "encoder_channels": [8, 8, 8],
-            "decoder_channels": [8, 8, 8],
-            "semantic_channels": [8, 8],
-        },
-        "learning": {
-            "branch_steps": 2,
-            "joint_steps": 3,
-            "decoder_steps": 1,
-            "batch_size": 4,
-            "level_512_share": 0.0,
-            "fit_batches": [2, 1, 0],
-            "lloyd_rounds": 2,
-            "restart_every": 2,
-            "scale_dropout_share": 0.5,
-        },
-    }
-    return build(TrainTokenizer, tree | changes)
+RECIPES = Path(__file__).parents[2] / "pipelines/recipes"
+Tree = dict[str, Any]
 
 
-def test_same_seed_same_weights_and_a_record_beside_them(tmp_path: Path) -> None:
+def recipe(tree: Tree, folder: Path, **changes: Any) -> TrainTokenizer:
+    for section in ("tokenizer", "learning"):
+        changes[section] = tree[section] | changes.get(section, {})
+    return build(
+        TrainTokenizer, {"output": str(folder / "out/tokenizer.safetensors")} | tree | changes
+    )
+
+
+def test_same_seed_same_weights_and_a_record_beside_them(
+    tiny_training: Tree, tmp_path: Path
+) -> None:
     log: list[str] = []
     outputs = []
+    short = {"branch_steps": 2, "joint_steps": 3, "decoder_steps": 1, "bfloat16": True}
+    watched: Tree = {"held_out": "chelsea*", "held_out_share": 0.99}
+    watched |= {"sample_every": 2, "evaluate_every": 3, "frechet": "teacher"}
     for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        settings = recipe(tmp_path / name)
+        settings = recipe(tiny_training, tmp_path / name, learning=short, **watched)
         qualities = train_tokenizer(settings, log.append)
         outputs.append(load_file(settings.output))
     assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
@@ -63,34 +45,155 @@ def test_same_seed_same_weights_and_a_record_beside_them(tmp_path: Path) -> None
     assert record["held_out"] == ["chelsea.png"]
     assert record["trained_on"] == ["coffee.png", "rocket.jpg"]
     assert record["quality"][0]["psnr_db"] == qualities[0].psnr_db
+    assert len(record["quality"][0]["psnr_by_scale_db"]) == 12
+    assert record["quality"][0]["frechet_features"] == "efficientnet_lite0"
     assert record["recipe"]["tokenizer"]["num_codes"] == 64
     assert any("restarted" in line for line in log)
 
+    lines = [json.loads(line) for line in settings.log_path.read_text().splitlines()]
+    steps = [line for line in lines if "losses" in line]
+    assert [(line["stage"], line["step"]) for line in steps] == [
+        *(("branches", 1), ("branches", 2)),
+        *(("joint", 1), ("joint", 2), ("joint", 3)),
+        ("decoders", 1),
+    ]
+    assert set(steps[2]["losses"]) == {"picture", "semantic", "codebook", "commit"}
+    assert "usage" not in steps[0]
+    for line in steps[2:]:
+        for used, perplexity in zip(line["usage"], line["perplexity"], strict=True):
+            assert (used is None) == (perplexity is None)
+            assert used is None or 1 <= perplexity <= 64 * used + 0.01
+    measured = [line for line in lines if "quality" in line]
+    assert [(line["stage"], line["step"]) for line in measured] == [("joint", 3)] * 2
+    assert [line["quality"]["level"] for line in measured] == [256, 512]
+    assert [path.stem for path in (settings.folder / "samples").iterdir()] == ["joint-0000002"]
 
-def test_the_recipe_file_gives_the_carried_settings() -> None:
-    settings = load(TrainTokenizer, RECIPE).tokenizer
+
+@pytest.fixture(scope="module")
+def siglip2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SigLIP2 with random weights, as its library writes one."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Siglip2VisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_patches=16,
+        patch_size=16,
+    )
+    folder = tmp_path_factory.mktemp("siglip2")
+    transformers.Siglip2VisionModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_siglip2_starts_as_published_and_learns_in_the_joint_stage_alone(
+    tiny_training: Tree, siglip2_folder: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_layers": 3, "num_heads": 2}
+    tokenizer = {"semantic_encoder": "siglip2", "siglip2": sizes | {"num_patches": 16}}
+    tokenizer |= {"teacher_dim": 16}
+    published = siglip2.read(siglip2_folder)[1].state_dict()
+    moved, stored = [], []
+    for scale, checkpointing in ((1e-9, False), (0.1, False), (0.1, True)):
+        learning = {"branch_steps": 2, "joint_steps": 2, "decoder_steps": 2, "warmup_steps": 0}
+        learning |= {"semantic_learning_rate_scale": scale, "bfloat16": True}
+        learning |= {"gradient_checkpointing": checkpointing}
+        settings = recipe(
+            tiny_training,
+            tmp_path / str(len(stored)),
+            teacher=str(siglip2_folder),
+            tokenizer=tokenizer,
+            learning=learning,
+        )
+        train_tokenizer(settings, lambda line: None)
+        state = torch.load(settings.folder / "state.pt", weights_only=True)
+        weights = state["networks"]["tokenizer"]
+        stored.append(weights)
+        tower = {name: weights[f"semantic_encoder.0.{name}"] for name in published}
+        moved.append(max(float((tower[n] - published[n]).abs().max()) for n in published))
+    assert moved[0] < 1e-9 < 1e-5 < moved[1]
+    for name, value in stored[1].items():
+        torch.testing.assert_close(value, stored[2][name], msg=name)
+    assert checkpoint.load(settings.output).settings.siglip2 is not None
+
+
+def test_siglip2_of_another_size_is_refused(
+    tiny_training: Tree, siglip2_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = {"semantic_encoder": "siglip2", "siglip2": {"hidden_size": 32}, "teacher_dim": 16}
+    wrong = recipe(tiny_training, tmp_path, teacher=str(siglip2_folder), tokenizer=tokenizer)
+    with pytest.raises(ConfigError, match=r"siglip2.hidden_size is 32, SigLIP2 .* has 16"):
+        train_tokenizer(wrong, lambda line: None)
+
+
+def test_the_small_recipe_gives_the_carried_settings() -> None:
+    settings = load(TrainTokenizer, RECIPES / "train_tokenizer.yaml").tokenizer
     one, two, three = settings.decoder_blocks
     doubled = dataclasses.replace(settings, decoder_blocks=(2 * one, 2 * two, 2 * three))
     assert doubled == checkpoint.read_settings()
 
 
-def test_a_missing_folder_stops_before_training(tmp_path: Path) -> None:
-    teacher = recipe(tmp_path).teacher
+def test_the_full_recipe_is_the_papers_size() -> None:
+    full = load(TrainTokenizer, RECIPES / "train_tokenizer_full.yaml")
+    learning = full.learning
+    assert full.tokenizer == FULL_SIZE
+    assert full.teacher == "google/siglip2-so400m-patch16-naflex"
+    assert full.levels == (256, 512, 1024)
+    assert learning.perceptual.weight > 0
+    assert learning.adversarial.weight > 0
+    assert learning.adversarial.start_step > 0
+    assert learning.scale_dropout == 0.5
+    assert full.oversample
+
+
+def test_missing_pictures_stop_before_training(tiny_training: Tree, tmp_path: Path) -> None:
+    overrides = [f"teacher={tiny_training['teacher']}", f"output={tmp_path}/t.safetensors"]
     with pytest.raises(ConfigError, match="nowhere does not exist"):
-        main(RECIPE, [f"teacher={teacher}", f"images=[{tmp_path}/nowhere]"])
+        main(RECIPES / "train_tokenizer.yaml", [*overrides, f"images=[{tmp_path}/nowhere]"])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"output": "tokenizer.pt"}, "end it in .safetensors"),
+        ({"output": "s3://bucket/t.safetensors"}, "local or mounted folder"),
+        ({"images": []}, "name folders or tables"),
         ({"held_out_share": 1.0}, "held_out_share is 1.0"),
-        ({"tokenizer": {"teacher_dim": 5}}, "set it to 112"),
+        ({"save_every": 0}, "save_every is 0: use 1 or more"),
+        ({"sample_every": -1}, "sample_every is -1: use 0"),
         ({"learning": {"scale_dropout": 2.0}}, "learning.scale_dropout is 2.0"),
+        ({"learning": {"level_512_share": 0.7, "level_1024_share": 0.4}}, "more than all steps"),
+        ({"learning": {"joint_steps": 0}}, "learning.joint_steps is 0: use 1 or more"),
+        ({"learning": {"batch_size": -4}}, "learning.batch_size is -4"),
+        ({"learning": {"learning_rate": float("nan")}}, "learning_rate is nan: use a number above"),
+        ({"learning": {"commit_weight": -1.0}}, "commit_weight is -1.0: use 0 or more"),
+        ({"learning": {"fit_batches": [0, 0, 0]}}, "not all 0"),
+        ({"learning": {"steps": 5}}, "unknown key `learning.steps`"),
     ],
 )
 def test_mistakes_are_told_before_any_work(
-    tmp_path: Path, changes: dict[str, object], message: str
+    tiny_training: Tree, tmp_path: Path, changes: Tree, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        recipe(tmp_path, **changes)
+        recipe(tiny_training, tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frechet": "/nowhere.pt"}, "/nowhere.pt does not exist"),
+        ({"device": "tpu"}, "device is 'tpu': use cpu"),
+        ({"device": "cuda:99"}, "GPU 99 is not among"),
+        ({"output": "/dev/null/t.safetensors"}, "cannot be written .*choose another folder"),
+        ({"tokenizer": {"teacher_dim": 5}}, "teacher_dim is 5: set it to 112"),
+        ({"teacher": "/nowhere.safetensors"}, "/nowhere.safetensors"),
+        ({"held_out_share": 0.999, "held_out": "*"}, "leaves no photograph"),
+    ],
+)
+def test_mistakes_that_only_this_machine_knows(
+    tiny_training: Tree, tmp_path: Path, changes: Tree, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        train_tokenizer(recipe(tiny_training, tmp_path, **changes), lambda line: None)
+    assert "\n" not in str(caught.value)
