@@ -43,7 +43,11 @@ bench: setup  ## the measurements of BENCHMARKS.md that need no folder of yours
 	$(BIN)/python tests/benchmarks/decisions.py 100
 	$(BIN)/python tests/benchmarks/duplicates.py phase
 	$(BIN)/python tests/benchmarks/what_if.py 10
+	$(BIN)/python tests/benchmarks/quantizer.py
+	$(BIN)/python tests/benchmarks/extraction.py workspace/demo-photos
 	$(BIN)/python tests/benchmarks/packing_strategies.py
+	$(BIN)/python tests/benchmarks/planner.py --documents 1000000
+	$(BIN)/python tests/benchmarks/tiles.py
 
 clean:  ## remove the demo's workspace and all caches, keep .venv
 	rm -rf workspace/demo workspace/demo-photos .mypy_cache .ruff_cache .pytest_cache .hypothesis build
