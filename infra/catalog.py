@@ -7,6 +7,7 @@ Views list the files of completion records and never glob, so half-written table
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import duckdb
 
 from infra.runs import TableRecord, load_record
+from infra.schema import REJECTIONS
 from infra.storage import Storage
 
 DEPTH = {
@@ -27,6 +29,9 @@ DEPTH = {
     "tokens": 1,
     "packs": 1,
 }
+
+
+_TOKENS = re.compile(r"(.+-[0-9]+)(?:-r([0-9]+))?")
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,11 @@ def make_views(storage: Storage, absolute: bool) -> list[View]:
     absolute = absolute or not storage.is_local
     by_kind: dict[str, list[TableRecord]] = {}
     for record in records(storage):
+        kind, _, name = record.table.partition("/")
+        if kind == "tokens" and tokens_name(name)[1]:
+            kind = "token_replicas"  # the same documents again, which must be counted once
         if record.parts:
-            by_kind.setdefault(record.table.split("/")[0], []).append(record)
+            by_kind.setdefault(kind, []).append(record)
 
     def union(kind: str, tables: Iterable[TableRecord], label: str | None) -> str:
         selects = []
@@ -111,6 +119,10 @@ def make_views(storage: Storage, absolute: bool) -> list[View]:
     for kind in plain:
         if kind in by_kind:
             views.append(View(kind, union(kind, by_kind[kind], labels.get(kind, "dataset"))))
+    if "token_replicas" in by_kind:
+        views.append(
+            View("token_replicas", _replicas(storage, by_kind["token_replicas"], absolute))
+        )
     copies: dict[str, list[TableRecord]] = {}
     for record in by_kind.get("duplicates", []):
         copies.setdefault(record.table.split("/")[2], []).append(record)
@@ -138,6 +150,29 @@ def make_views(storage: Storage, absolute: bool) -> list[View]:
         runs = literal(storage.path("runs/*.json") if absolute else "runs/*.json")
         views.append(View("runs", f"SELECT * FROM read_json_auto({runs}, union_by_name = true)"))
     return views
+
+
+def tokens_name(name: str) -> tuple[str, int]:
+    """The name ``<dataset>-<level>`` of a table of tokens and its replica, 0 for the table itself.
+
+    Replicas are named ``<dataset>-<level>-r<replica>``: the same documents with other noise.
+    """
+    found = _TOKENS.fullmatch(name)
+    return (found[1], int(found[2] or 0)) if found else (name, 0)
+
+
+def is_rejection(error: str) -> str:
+    """The condition that an error is one of REJECTIONS and no failure; null where there is none."""
+    return f"{error}.type IN ({', '.join(map(literal, REJECTIONS))})"
+
+
+def _replicas(storage: Storage, tables: Iterable[TableRecord], absolute: bool) -> str:
+    named = [(tokens_name(record.table.partition("/")[2]), record) for record in tables]
+    return "\nUNION ALL BY NAME\n".join(
+        f"SELECT {literal(name)} AS dataset, {replica} AS replica, * "
+        f"FROM {scan(storage, record, absolute)}"
+        for (name, replica), record in named
+    )
 
 
 def _joined_scores(groups: list[str]) -> str:
@@ -198,7 +233,7 @@ def _ledger(by_kind: dict[str, list[TableRecord]], groups: dict[str, list[TableR
     listed = "".join(f", {column}" for column in columns)
     return (
         "SELECT d.dataset, d.sample_id, s.source, s.key,\n"
-        f"  CASE WHEN {failure}.type = 'too_small_for_level' THEN 'rejected'\n"
+        f"  CASE WHEN {is_rejection(failure)} THEN 'rejected'\n"
         f"    WHEN {failure} IS NOT NULL THEN 'failed' ELSE {status} END AS status,\n"
         f"  coalesce({reason}, {failure}.stage || ':' || {failure}.type) AS reason,\n"
         f"  {rules} AS failed_rules, d.topic, {copies} AS copies,\n"

@@ -1,5 +1,6 @@
 """The one writer of HTML pages: Jinja2 templates into single files that load nothing.
 
+    check_page("workspace/report.html")  # before the work
     page = render(Path("pipelines/templates"), "report.html", title="photos", ...)
     write_page("workspace/report.html", page)
 
@@ -18,6 +19,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from infra.config import ConfigError
 from infra.storage import Storage
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -65,6 +67,26 @@ def inert_json(value: Any) -> Markup:
     for character in "<>&'":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def check_page(path: str) -> None:
+    """Raises ConfigError, in one line, unless a file can be written there; writes nothing.
+
+    For pages and pictures that end long work: told before it. An ``s3://`` URI passes.
+    """
+    if not path:
+        raise ConfigError("the file to write has an empty name: name one")
+    if "://" in path:
+        return
+    if os.path.isdir(path) or path.endswith(os.sep):
+        raise ConfigError(f"`{path}` is a folder: name a file in it")
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(folder):  # what is missing is made with the page
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise ConfigError(f"`{path}` cannot be written: `{folder}` is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"`{path}` cannot be written: no permission to write into `{folder}`")
 
 
 def write_page(path: str, page: str) -> str:

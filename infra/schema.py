@@ -19,6 +19,9 @@ ERROR_TYPE = pa.struct(
 )
 ERROR = column("error", ERROR_TYPE, "", "why this row failed: stage, type, message; null if fine")
 
+REJECTIONS = ("too_small_for_level", "too_elongated")
+"""Types of errors that are verdicts on rows that were read: trying again would say the same."""
+
 # A decoded picture inside a phase: RGB, uint8, row-major. Never stored.
 IMAGE_TYPE = pa.struct(
     [("height", pa.int32()), ("width", pa.int32()), ("rgb", pa.large_binary())],

@@ -105,11 +105,15 @@ class Storage:
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
         temporary = f"{target}.tmp-{uuid.uuid4().hex}"
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError:  # a full disk, or a folder in the target's place
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
     def read_json(self, relative: str) -> Any:
         return json.loads(self.read(relative))

@@ -32,8 +32,8 @@ class ImageText:
     picture below that size fails with type ``too_small_for_level``, whatever its role.
 
     The grids reach from 1:4 to 4:1 in small steps: what is cut away, stored as ``cropped``, is at
-    most 7% of a picture between them. Beyond, it grows with the ratio, and a picture of which more
-    than ``max_cropped`` would go (by default half: longer than 1:8) fails with type
+    most 7.4% of a picture between them. Beyond, it grows with the ratio, and a picture of which
+    more than ``max_cropped`` would go (by default half: longer than 1:8) fails with type
     ``too_elongated``, since its text would speak of what is no longer there. With 1 all are cut.
 
     Raises ValueError for an unknown level, a quality outside 1 to 100, a share outside 0 to 1, and

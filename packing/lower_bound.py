@@ -16,21 +16,22 @@ COST_LEVELS = 1 << 16  # costs are counted in so many parts of the budget, round
 
 
 def martello_toth(sizes: Int64, capacity: int) -> int:
-    """L2 of items of these sizes, 0 to ``capacity`` each: linear in items and capacity.
+    """L2 of items of these sizes, 0 to ``capacity`` each: as long as sorting them takes.
 
     Takes the largest bound over all thresholds k up to half the capacity: items above
     ``capacity - k`` are alone in their packs, and items below k are left out.
     """
-    counts = np.bincount(sizes, minlength=capacity + 1)
-    number = np.append(0, np.cumsum(counts))  # number[s]: of items smaller than s
-    total = np.append(0, np.cumsum(counts * np.arange(capacity + 1)))
-    k = np.arange(capacity // 2 + 1)
-    half = capacity // 2 + 1  # the smallest size above half
-    large = number[-1] - number[half]
-    room = (number[capacity - k + 1] - number[half]) * capacity
-    room -= total[capacity - k + 1] - total[half]
-    beside = np.maximum(total[half] - total[k] - room, 0)
-    return int((large + -(-beside // capacity)).max())
+    values, counts = np.unique(sizes, return_counts=True)
+    number = np.append(0, np.cumsum(counts))  # number[i]: of items smaller than values[i]
+    total = np.append(0, np.cumsum(counts * values))
+    half = np.searchsorted(values, capacity // 2, side="right")  # the first value above half
+    # Between these thresholds nothing more is alone, and items are only left out.
+    k = np.append(0, capacity + 1 - values[half:])
+    k = k[k <= capacity // 2]
+    below, alone = np.searchsorted(values, k), np.searchsorted(values, capacity - k, side="right")
+    room = (number[alone] - number[half]) * capacity - (total[alone] - total[half])
+    beside = np.maximum(total[half] - total[below] - room, 0)
+    return int(number[-1] - number[half] + (-(-beside // capacity)).max())
 
 
 def lower_bound(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 
+MAX_PACK_TOKENS = (1 << 31) - 1  # counts of a pack, and squares of them, stay exact integers
 MAX_WINDOW = 1 << 22  # the documents of a window are in memory, some 100 bytes each
 _SLICE = 1 << 16  # documents that are Python's integers at a time: these take 36 bytes each
 Strategy = Literal["fixed_compute", "fixed_length", "batch_padding"]
@@ -37,16 +38,28 @@ class Packing:
                 f"tokens_per_pack is {self.tokens_per_pack} and batch_size {self.batch_size}: "
                 "both must be at least 1"
             )
-        if self.token_slack < 1:
-            raise ValueError(f"token_slack is {self.token_slack}: use 1.0 or more")
+        if not 1 <= self.token_slack < math.inf:
+            raise ValueError(f"token_slack is {self.token_slack}: use 1.0 or more, and no infinity")
+        # In this order: beyond 10^308 an integer is no float any more.
+        if self.tokens_per_pack > MAX_PACK_TOKENS or self._most_tokens >= MAX_PACK_TOKENS + 1:
+            raise ValueError(
+                f"tokens_per_pack is {self.tokens_per_pack} and token_slack {self.token_slack}: "
+                f"their product may be {MAX_PACK_TOKENS} at most"
+            )
+        if not -(1 << 63) <= self.seed < 1 << 63:
+            raise ValueError(f"seed is {self.seed}: use an integer of 64 bits")
         if not 1 <= self.window <= MAX_WINDOW:
             raise ValueError(f"window is {self.window}: use 1 to {MAX_WINDOW}")
 
     @property
     def token_cap(self) -> int:
         """The most tokens of a pack, padding included."""
+        return int(self._most_tokens)
+
+    @property
+    def _most_tokens(self) -> float:
         slack = self.token_slack if self.strategy == "fixed_compute" else 1.0
-        return int(self.tokens_per_pack * slack)
+        return self.tokens_per_pack * slack
 
 
 def default_budget(tokens: Int64, costs: NDArray[np.float64], packing: Packing) -> float:

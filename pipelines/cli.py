@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     codes.usage = "nextscale inspect-codes [options] recipe [ID ...] [key=value ...]"
     codes.epilog = "An ID begins the id of a document or a sample; without any, images are drawn."
     codes.set_defaults(takes_ids=True)
-    codes.add_argument("--pictures", type=int, default=12, help="at most (default: %(default)s)")
+    codes.add_argument("--pictures", type=int, default=12, help="1 to 200 (default: %(default)s)")
     codes.add_argument("--seed", type=int, default=0, help="which ones (default: %(default)s)")
     codes.add_argument(
         "--replica", type=int, default=0, help="of the tokens (default: %(default)s)"

@@ -54,6 +54,11 @@ class RoleSummary:
     lines: list[ScaleLine]
 
     @property
+    def title(self) -> str:
+        """1 target image, 12 target images."""
+        return f"{self.num_images:,} {self.role} image{'s' if self.num_images != 1 else ''}"
+
+    @property
     def psnr(self) -> LineChart | None:
         by_kind = {
             "from targets, dB": [line.target_db for line in self.lines[:-1]],
@@ -86,7 +91,7 @@ class RoleSummary:
             )
             for line in self.lines
         ]
-        title = f"{self.num_images:,} {self.role} images: PSNR up to a scale, the rest at it"
+        title = f"{self.title}: PSNR up to a scale, the rest at it"
         return [title, *table((*heads, "used", "of all codes", "perplexity"), rows)]
 
 

@@ -28,6 +28,8 @@ Counts = NDArray[np.int64]
 Decibels = NDArray[np.float64]
 
 TEXT_CHARACTERS = 300
+MAX_DOCUMENTS = 200
+"""As many at most: their pictures are held in memory, and in the page."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +81,12 @@ def find_images(
     """Images by the beginnings of document or sample ids; without ``ids``, a seeded draw.
 
     At most ``num_images`` are drawn; each of the ``ids`` stands for at most as many documents. In
-    the order of document ids. Raises ConfigError where there is no such image, and where the
-    documents are other ones than those that the tokens were made of.
+    the order of document ids. Raises ConfigError where there is no such image or an id is empty,
+    for more than MAX_DOCUMENTS, and where the documents are other ones than those that the tokens
+    were made of.
     """
+    if not all(ids):
+        raise ConfigError("an id is empty: name the beginning of one, or none to draw images")
     with catalog.connect(storage, views=False) as con:
         scan = catalog.scan(storage, tokens)
         if ids:
@@ -92,6 +97,11 @@ def find_images(
                 f"ORDER BY {uniform_sql('doc_id', seed)}, doc_id LIMIT ?",
                 [num_images],
             ).fetchall()
+        chosen = sorted(set(chosen))
+        if len(chosen) > MAX_DOCUMENTS:
+            raise ConfigError(
+                f"{len(chosen)} documents are asked for, one page shows {MAX_DOCUMENTS}: name fewer"
+            )
         wanted = ", ".join(catalog.literal(doc_id) for (doc_id,) in chosen) or "NULL"
         rows = con.sql(
             f"SELECT doc_id, task, list_filter(segments, lambda s: s.kind = 'image') AS images "
@@ -123,6 +133,17 @@ def find_images(
     return found if ids else found[:num_images]
 
 
+def count_documents(storage: Storage, tokens: TableRecord, ids: Sequence[str]) -> dict[str, int]:
+    """For each of the ``ids`` the documents with codes of which it begins an id or a sample's."""
+    with catalog.connect(storage, views=False) as con:
+        rows = con.execute(
+            f"SELECT word, count(*) FROM {_matches(catalog.scan(storage, tokens))} "
+            "WHERE error IS NULL GROUP BY word",
+            {"ids": list(dict.fromkeys(ids))},
+        ).fetchall()
+    return dict(rows)
+
+
 def redraw(tokenizer: Tokenizer, image: CodedImage) -> Redrawn:
     """Decode an image's target codes and its input codes after each scale."""
     of = image.schedule, image.num_scales
@@ -146,11 +167,8 @@ def _by_id(
 ) -> list[tuple[str]]:
     """Documents with an id, or a sample's id, that begins with one of ``ids``."""
     rows = con.execute(
-        "SELECT word, doc_id, error.stage || ':' || error.type AS failed FROM (SELECT doc_id, "
-        f"list_prepend(doc_id, coalesce(sample_ids, [])) AS names, task, error FROM {scan}) "
-        "JOIN (SELECT unnest($ids::VARCHAR[]) AS word) "
-        "ON len(list_filter(names, lambda name: starts_with(name, word))) > 0 "
-        "WHERE task <> 'text' QUALIFY row_number() OVER "
+        "SELECT word, doc_id, error.stage || ':' || error.type AS failed "
+        f"FROM {_matches(scan)} QUALIFY row_number() OVER "
         "(PARTITION BY word ORDER BY error IS NOT NULL, doc_id) <= $most ORDER BY ALL",
         {"ids": list(ids), "most": most},
     ).fetchall()
@@ -163,6 +181,17 @@ def _by_id(
         if all(failed for _, failed in mine):
             raise ConfigError(f"document {mine[0][0]} has no codes: it failed ({mine[0][1]})")
     return [(doc_id,) for _, doc_id, failed in rows if not failed]
+
+
+def _matches(scan: str) -> str:
+    """(word, doc_id, error) for every document of images and every one of ``$ids`` it has."""
+    return (
+        "(SELECT word, doc_id, error FROM (SELECT doc_id, "
+        f"list_prepend(doc_id, coalesce(sample_ids, [])) AS names, task, error FROM {scan}) "
+        "JOIN (SELECT unnest($ids::VARCHAR[]) AS word) "
+        "ON len(list_filter(names, lambda name: starts_with(name, word))) > 0 "
+        "WHERE task <> 'text')"
+    )
 
 
 def _image(

@@ -8,7 +8,6 @@ included, so all of them should draw the image no worse than the targets do. Tar
 best answer to the inputs before them, and repair what other inputs than they broke.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,14 @@ from infra.pixels import Pixels, encode_jpeg, resize_crop
 from infra.runs import TableRecord, load_record
 from pipelines.code_sheet import CodeSheet
 from pipelines.code_summary import Measures, measure, summarise
-from pipelines.coded_images import CodedImage, Redrawn, find_images, redraw
+from pipelines.coded_images import (
+    MAX_DOCUMENTS,
+    CodedImage,
+    Redrawn,
+    count_documents,
+    find_images,
+    redraw,
+)
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 from pipelines.replicas import replica_table
@@ -69,12 +75,17 @@ def inspect_codes(
 ) -> list[str]:
     """Write the page (default: inspect-codes.html in the workspace); returns lines to print.
 
-    ``ids`` begin a document's or a sample's id; without them ``num_pictures`` are drawn by
-    ``seed``. ``png`` also writes one plain picture. Both are paths or ``s3://`` URIs. Raises
-    ConfigError, before any work, where there are no codes or they are another tokenizer's.
+    ``ids`` begin a document's or a sample's id, each of at most ``num_pictures`` documents; without
+    them as many are drawn by ``seed``. ``png`` also writes one plain picture. Both are paths or
+    ``s3://`` URIs. Raises ConfigError, before any work, where there are no codes or they are
+    another tokenizer's, and where page or picture cannot be written.
     """
-    if num_pictures < 1:
-        raise ConfigError(f"--pictures is {num_pictures}: use 1 or more")
+    if not 1 <= num_pictures <= MAX_DOCUMENTS:
+        raise ConfigError(f"--pictures is {num_pictures}: use 1 to {MAX_DOCUMENTS}")
+    output = recipe.storage.path(PAGE) if output is None else output
+    for path in (output, png):
+        if path is not None:
+            html.check_page(path)
     tokens, documents = _tables(recipe, replica)
     assert recipe.tokenize is not None
     weights = recipe.tokenize.operator.checkpoint
@@ -87,7 +98,7 @@ def inspect_codes(
     images = find_images(recipe.storage, tokens, documents, ids, num_pictures, seed)
     tokenizer = checkpoint.load(weights)
     num_scales = images[0].num_scales
-    sheet = CodeSheet(num_scales) if png else None
+    sheet = CodeSheet(num_scales) if png is not None else None
     cards: list[Card] = []
     by_role: dict[str, list[Measures]] = {}
     progress = Progress(tokens.table, len(images), "images")
@@ -100,7 +111,9 @@ def inspect_codes(
         progress.add(1)
     codebook_size = tokens.facts["num_codes"]
     roles = [summarise(role, by_role[role], codebook_size) for role in sorted(by_role)[::-1]]
-    stale = STALE if _is_stale(recipe, documents, tokens, replica) else None
+    notes = _left_out(recipe, tokens, ids, num_pictures)
+    if tokenize_phase(recipe, documents, replica).fingerprint != tokens.fingerprint:
+        notes.insert(0, STALE)
     page = html.render(
         TEMPLATES,
         "inspect_codes.html",
@@ -109,12 +122,12 @@ def inspect_codes(
         tokenizer_id=tokens.facts["tokenizer_id"],
         codebook_size=codebook_size,
         num_scales=num_scales,
-        stale=stale,
+        notes=notes,
         roles=roles,
         cards=cards,
     )
-    written = html.write_page(output or recipe.storage.path(PAGE), page)
-    lines = [] if stale is None else [stale, ""]
+    written = html.write_page(output, page)
+    lines = [*notes, ""] if notes else []
     for role in roles:
         lines += [*role.text(), ""]
     lines.append(f"page      {written}")
@@ -130,6 +143,10 @@ def _tables(recipe: Recipe, replica: int) -> tuple[TableRecord, TableRecord]:
         raise ConfigError(f"dataset {recipe.dataset} is of texts: it has no codes to inspect")
     if recipe.tokenize is None:
         raise ConfigError("the recipe has no `tokenize` section: add one")
+    replicas = recipe.tokenize.replicas
+    if not 0 <= replica < replicas:
+        to_use = "use 0" if replicas == 1 else f"use 0 to {replicas - 1}"
+        raise ConfigError(f"--replica is {replica}, tokenize.replicas is {replicas}: {to_use}")
     found = []
     for name in (replica_table(recipe.tokens_name, replica), f"documents/{recipe.dataset}"):
         record = load_record(recipe.storage, name)
@@ -140,14 +157,18 @@ def _tables(recipe: Recipe, replica: int) -> tuple[TableRecord, TableRecord]:
     return found[0], found[1]
 
 
-def _is_stale(recipe: Recipe, documents: TableRecord, tokens: TableRecord, replica: int) -> bool:
-    """Whether the recipe would make other tokens than those that are there."""
-    assert recipe.tokenize is not None
-    operator = recipe.tokenize.operator
-    operator = dataclasses.replace(operator, replica=operator.replica + replica)
-    section = dataclasses.replace(recipe.tokenize, operator=operator)
-    phase = tokenize_phase(dataclasses.replace(recipe, tokenize=section), documents)
-    return phase.fingerprint != tokens.fingerprint
+def _left_out(
+    recipe: Recipe, tokens: TableRecord, ids: Sequence[str], num_pictures: int
+) -> list[str]:
+    """A note for each id that begins those of more documents than are shown."""
+    if not ids:
+        return []
+    return [
+        f"note: {count - num_pictures:,} more documents are of ids that begin with `{word}`: "
+        "raise --pictures, or name more of the id"
+        for word, count in count_documents(recipe.storage, tokens, ids).items()
+        if count > num_pictures
+    ]
 
 
 def _card(image: CodedImage, redrawn: Redrawn) -> Card:

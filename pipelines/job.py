@@ -11,11 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.runs import TableRecord
+from infra.schema import REJECTIONS
 from infra.storage import Storage
 from pipelines.phase import Phase
-
-# Verdicts on rows that were read: trying again would say the same.
-REJECTIONS = ("too_small_for_level",)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from infra import catalog, runs
 from infra.config import ConfigError, build
 from infra.runs import TableRecord
 from infra.storage import Storage
+from packing.cost import Coefficients
 from packing.packs import FACTS, Facts
 from packing.simulate import Lengths
 from packing.strategies import Int64, Packing
+from pipelines.decided import run_of
 
 COLUMNS = ("num_tokens", "num_loss", "num_pairs")
 TABLES = (".parquet", ".csv")
@@ -28,7 +30,11 @@ TABLES = (".parquet", ".csv")
 
 @dataclass(frozen=True, eq=False)
 class Existing:
-    """Packs that are there: ``pack[i]`` is the pack of document i, or -1."""
+    """Packs that are there: ``pack[i]`` is the pack of document i, or -1.
+
+    ``lower_bound`` is of the cost model that they were packed for: ``coefficients``, or None where
+    the record of that run is gone.
+    """
 
     table: str
     pack: Int64
@@ -36,6 +42,7 @@ class Existing:
     lower_bound: int
     left_out: dict[str, int]
     num_codes: int
+    coefficients: Coefficients | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +86,10 @@ def read_table(path: str) -> Documents:
     return Documents(path, lengths, assumed=assumed)
 
 
-def read_packs(storage: Storage, name: str) -> Documents:
+def read_packs(storage: Storage, name: str, tokens_per_pack: int | None = None) -> Documents:
     """The documents of the plan ``packs/<name>``, every copy on its own, and the packs as they are.
 
+    ``tokens_per_pack`` is for packs of balanced cost whose run left no record: only that knows it.
     Raises ConfigError if plan or tokens are missing, or not of each other.
     """
     table = f"packs/{name}"
@@ -92,40 +100,58 @@ def read_packs(storage: Storage, name: str) -> Documents:
             f"{storage.path(table if record is None else f'tokens/{name}')} is not there: name a "
             "table of packs of the workspace, or a .parquet or .csv file"
         )
+    stale = f"{table} is not of the tokens that are there: run `nextscale pack` first"
+    # Packs that were made before this was written down are compared by their counts alone.
+    if record.facts.get("tokens_version", tokens.version) != tokens.version:
+        raise ConfigError(stale)
     plan = catalog.literal(storage.path(record.facts["plan"]))
     with catalog.connect(storage, views=False) as con:
         rows = con.sql(
             "SELECT coalesce(pack, -1) AS pack, t.num_tokens::BIGINT AS num_tokens, "
-            "t.num_loss::BIGINT AS num_loss, t.num_pairs AS num_pairs "
-            f"FROM read_parquet([{plan}]) LEFT JOIN {catalog.scan(storage, tokens)} AS t "
+            "t.num_loss::BIGINT AS num_loss, t.num_pairs AS num_pairs, p.num_tokens AS planned "
+            f"FROM read_parquet([{plan}]) AS p LEFT JOIN {catalog.scan(storage, tokens)} AS t "
             'USING (doc_id) ORDER BY "row"'
         ).to_arrow_table()
-    if rows["num_tokens"].null_count:
-        raise ConfigError(f"{table} is not of the tokens that are there: `nextscale pack` first")
-    pack, *counts = (rows[column].to_numpy() for column in ("pack", *COLUMNS))
+    if any(rows[column].null_count for column in COLUMNS):
+        raise ConfigError(stale)
+    pack, planned, *counts = (rows[column].to_numpy() for column in ("pack", "planned", *COLUMNS))
+    if not np.array_equal(planned, counts[0]):
+        raise ConfigError(stale)
     folder = record.facts["plan"].rpartition("/")[0]
     facts = build(Facts, storage.read_json(f"{folder}/{FACTS}"), FACTS)
+    packing, of = _packing(storage, record, facts, tokens_per_pack)
     existing = Existing(
         table,
         pack,
-        _packing(storage, record, facts),
+        packing,
         record.facts["lower_bound"],
         record.facts["rejected"],
         facts.num_codes,
+        of,
     )
     return Documents(storage.path(table), Lengths(*counts), existing)
 
 
-def _packing(storage: Storage, record: TableRecord, facts: Facts) -> Packing:
-    """How the packs were made, from the record of that run; else what the packs say of it."""
-    ending = f"-{record.table.replace('/', '-')}.json"
-    for name in reversed(storage.names("runs")):
-        if name.endswith(ending):
-            run = storage.read_json(f"runs/{name}")
-            if run["fingerprint"] == record.fingerprint:
-                tree = run["config"]["packing"]
-                return build(Packing, {k: v for k, v in tree.items() if k != "class"})
-    return Packing(facts.strategy, facts.token_cap, 1.0, seed=facts.seed)
+def _packing(
+    storage: Storage, record: TableRecord, facts: Facts, tokens_per_pack: int | None
+) -> tuple[Packing, Coefficients | None]:
+    """How the packs were made, from the record of that run; else what the packs say of it.
+
+    These know the token cap, which is ``tokens_per_pack`` too unless packs balance cost.
+    """
+    run = run_of(storage, record)
+    if run is None:
+        if facts.strategy == "fixed_compute" and tokens_per_pack is None:
+            raise ConfigError(
+                f"{storage.path('runs')} does not say how {record.table} was made: give "
+                "--tokens-per-pack"
+            )
+        return Packing(facts.strategy, facts.token_cap, 1.0, seed=facts.seed), None
+    packing, of = (
+        {key: value for key, value in run["config"][part].items() if key != "class"}
+        for part in ("packing", "coefficients")
+    )
+    return build(Packing, packing), build(Coefficients, of)
 
 
 def _batches(file: object, path: str) -> Iterator[pa.RecordBatch]:
@@ -147,6 +173,9 @@ def _columns(path: str, names: list[str]) -> list[str]:
             f"table {path} has no column `num_tokens` but {', '.join(names[:10])}: it needs "
             f"{', '.join(COLUMNS)}, or the first alone"
         )
+    for name in COLUMNS:
+        if names.count(name) > 1:
+            raise ConfigError(f"table {path} has {names.count(name)} columns `{name}`: keep one")
     return [name for name in COLUMNS if name in names]
 
 

@@ -132,6 +132,7 @@ def write_packs(storage: Storage, phase: PackPhase) -> TableRecord:
         "plan": f"{phase.folder}/plan.parquet",
         "rejected": made.rejected(),
         "lower_bound": made.lower_bound,
+        "tokens_version": phase.tokens.version,
         "imbalance": made.imbalance,
         "token_fill": made.token_fill,
     }

@@ -264,6 +264,11 @@ class Recipe:
         replicas = self.tokenize.replicas if self.tokenize else 1
         if replicas > 1 and self.holds_texts:
             raise ValueError(f"tokenize.replicas is {replicas}: texts have no noise, use 1")
+        if replicas > 1 and (noiseless := self._without_noise()):
+            raise ValueError(
+                f"tokenize.replicas is {replicas}, but {noiseless}, so that all would be equal: "
+                "raise it, or leave replicas at 1"
+            )
         if replicas > 1 and self.pack and self.pack.copies == 1 and self.decide.balance is None:
             raise ValueError(
                 f"tokenize.replicas is {replicas}, but every document is packed once: set "
@@ -287,6 +292,23 @@ class Recipe:
                 raise ValueError(f"`{section}` is for pictures, the sources are texts: remove it")
         elif self.text != Texts():
             raise ValueError("`text` is for texts, the sources are pictures: remove it")
+
+    def _without_noise(self) -> str:
+        """Which settings of ``tokenize.operator`` leave its codes without noise; "" if none do."""
+        assert self.tokenize is not None
+        operator, inversion = self.tokenize.operator, self.documents.inversion
+        # Targets are the pictures of t2i documents, conditions those of i2t ones.
+        rates = []
+        if self.documents.task == "t2i" and inversion < 1:
+            rates.append(("rate", operator.rate))
+        if self.documents.task == "i2t" or inversion > 0:
+            rates.append(("condition_rate", operator.condition_rate))
+        where = "tokenize.operator"
+        if operator.top_k == 1:
+            return f"{where}.top_k is 1"
+        if any(rate for _, rate in rates):
+            return ""
+        return " and ".join(f"{where}.{name} is 0" for name, _ in rates)
 
     @property
     def holds_texts(self) -> bool:

@@ -202,7 +202,7 @@ def _rejected_later(storage: Storage, dataset: str) -> str:
         selects.append(
             "SELECT unnest(sample_ids), error.stage || ':' || error.type "
             f"FROM {catalog.scan(storage, documents)} "
-            f"WHERE error.type = {catalog.literal(stats.TOO_SMALL)}"
+            f"WHERE {catalog.is_rejection('error')}"
         )
     return (
         f"SELECT sample_id, reason FROM ({' UNION ALL '.join(selects)}) SEMI JOIN "
@@ -258,7 +258,7 @@ def _failures(con: duckdb.DuckDBPyConnection, storage: Storage, made: Decided) -
     for rows in tables:
         shown = con.execute(
             "SELECT key, source, error.stage, error.type, substr(error.message, 1, 1000) "
-            f"FROM ({rows}) WHERE error.type <> {catalog.literal(stats.TOO_SMALL)} "
+            f"FROM ({rows}) WHERE NOT {catalog.is_rejection('error')} "
             "QUALIFY row_number() OVER "
             f"(PARTITION BY error.stage, error.type ORDER BY {PICK_ORDER}) <= ? "
             f"ORDER BY error.stage, error.type, {PICK_ORDER} LIMIT ?",

@@ -25,7 +25,7 @@ from pipelines.phase import Phase
 from pipelines.progress import say
 from pipelines.recipe import Recipe
 from pipelines.refresh import Made, refresh
-from pipelines.tokenize_documents import tokenize_phases
+from pipelines.tokenize_documents import remove_other_replicas, tokenize_phases
 from pipelines.whole_job import load, pack_phase, require_pools
 from pipelines.work import Work
 
@@ -86,6 +86,7 @@ def retry(recipe: Recipe, what: Retry) -> list[Outcome]:
     documents = curate(recipe, run=again)
     if _made(recipe, "tokens") is not None:
         tokens = [again(recipe.storage, phase) for phase in tokenize_phases(recipe, documents)]
+        remove_other_replicas(recipe)
         if _made(recipe, "packs") is not None and recipe.pack is not None:
             refresh(recipe.storage, pack_phase(recipe, *tokens))
     return outcomes
@@ -139,13 +140,15 @@ def check_choice(recipe: Recipe, what: Retry) -> None:
 def failed_rows(storage: Storage, tables: Sequence[TableRecord]) -> Counter[tuple[str, str]]:
     """How many rows failed, by stage and type of their error.
 
-    A row that failed in one table fails in those after it as well and is counted once. Verdicts of
-    operators (`pipelines.job.REJECTIONS`) are no failures.
+    A row that failed in one table fails in those after it as well and is counted once, and so is
+    one that failed in several replicas. Verdicts (`infra.schema.REJECTIONS`) are no failures.
     """
     kinds: dict[str, Counter[tuple[str, str]]] = {}
     for record in tables:
         kind, _, name = record.table.partition("/")
-        counts = kinds.setdefault(f"{kind}/{name.partition('/')[2]}", Counter())
+        # Sources add up; replicas of tokens, like all that follows, fail for the same documents.
+        group = name if kind == "tokens" else name.partition("/")[2]
+        counts = kinds.setdefault(f"{kind}/{group}", Counter())
         for number, part in enumerate(record.parts):
             if part.num_failed:
                 errors = storage.read_table(record.path(number), ["error"])["error"]

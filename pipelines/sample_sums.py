@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from infra.runs import TableRecord
+from infra.schema import REJECTIONS
 from infra.storage import Storage
 from pipelines.drawn import Drawn, Floats
 from pipelines.estimator import Total
-from pipelines.job import REJECTIONS
 
 MANY = 10_000  # degrees of freedom of what is a bound, no estimate
 # Sizes of files of 4 times the rows were told within 4 to 7% (texts) or 1% (pictures).

@@ -1,18 +1,19 @@
 """The ways to pack the same documents, each run on so many ranks, for ``nextscale simulate``."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from infra.config import ConfigError
 from packing.cost import PRESETS, Coefficients, coefficients, qwen2_5
 from packing.simulate import Barrier, Packed, Simulation, pack_lengths, simulate, sum_packs
-from packing.strategies import Packing
-from pipelines.lengths import Documents
+from packing.strategies import MAX_PACK_TOKENS, Packing
+from pipelines.lengths import Documents, Existing
 
 TOKENS_PER_PACK = 20_480  # of the paper's packs, by the memory that it saves (section 4)
 BASELINE = "fixed_length"
+MIN_TFLOPS, MAX_TFLOPS = 1e-3, 1e6  # of one rank: outside, figures and axes make no sense
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +42,26 @@ class Scenario:
             )
         if self.zero not in (1, 2, 3):
             raise ConfigError(f"ZeRO stage is {self.zero}: use 1, 2 or 3")
-        if not self.token_cap_ratios or min(self.token_cap_ratios) < 1:
-            raise ConfigError(f"token cap ratios are {list(self.token_cap_ratios)}: use 1 or more")
+        ratios = self.token_cap_ratios
+        if not ratios or not all(1 <= ratio < float("inf") for ratio in ratios):
+            raise ConfigError(f"token cap ratios are {list(ratios)}: use 1 or more, no infinity")
         if self.preset not in PRESETS:
             raise ConfigError(f"preset is {self.preset!r}: choose one of {', '.join(PRESETS)}")
-        if not 0 <= self.tflops < float("inf"):
-            raise ConfigError(f"tflops are {self.tflops}: give what a rank sustains, or 0")
-        sizes = (self.batch_size, 1 if self.tokens_per_pack is None else self.tokens_per_pack)
-        if min(sizes) < 1:
-            raise ConfigError(f"batch size and tokens per pack are {sizes}: use 1 or more")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}: use 0 or more")
+        if self.tflops != 0 and not MIN_TFLOPS <= self.tflops <= MAX_TFLOPS:
+            raise ConfigError(
+                f"tflops are {self.tflops}: give what a rank sustains, {MIN_TFLOPS:g} to "
+                f"{MAX_TFLOPS:g}, or 0"
+            )
+        if self.batch_size < 1:
+            raise ConfigError(f"batch size is {self.batch_size}: use 1 or more")
+        tokens = TOKENS_PER_PACK if self.tokens_per_pack is None else self.tokens_per_pack
+        if not 1 <= tokens <= MAX_PACK_TOKENS or tokens * max(ratios) >= MAX_PACK_TOKENS + 1:
+            raise ConfigError(
+                f"tokens per pack are {tokens}, token cap ratios {list(ratios)}: use 1 to "
+                f"{MAX_PACK_TOKENS} tokens, also times the largest ratio"
+            )
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed is {self.seed}: use 0 to 2^63 - 1")
 
     @property
     def barrier(self) -> Barrier:
@@ -76,6 +86,7 @@ class Outcome:
     name: str
     packed: Packed
     runs: dict[int, Simulation | None]
+    note: str = ""  # what the numbers do not say
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,22 +138,39 @@ def run(documents: Documents, scenario: Scenario) -> Result:
         )
         if scenario.tokens_per_pack is None:
             tokens = existing.packing.tokens_per_pack
-    for name, packing in _ways(scenario, tokens):
-        try:
+    try:
+        for name, packing in _ways(scenario, tokens):
             packs.append((name, pack_lengths(documents.lengths, packing, of)))
-        except ValueError as error:
-            raise ConfigError(f"{documents.name}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{documents.name}: {error}") from None
     outcomes = [
         Outcome(name, packed, {n: _simulate(packed, n, scenario) for n in scenario.ranks})
         for name, packed in packs
     ]
+    if existing is not None:
+        outcomes[0] = replace(outcomes[0], note=_note(existing, of))
     if all(found is None for outcome in outcomes for found in outcome.runs.values()):
         most = max(packed.num_packs for _, packed in packs)
         raise ConfigError(
-            f"{documents.name}: at most {most:,} packs, too few for a step of "
-            f"{min(scenario.ranks)} ranks and {scenario.micro_steps} micro-steps: ask for fewer"
+            f"{documents.name}: {many(most, 'pack')} at most, too few for a step of "
+            f"{many(min(scenario.ranks), 'rank')} and {many(scenario.micro_steps, 'micro-step')}: "
+            "ask for fewer"
         )
     return Result(documents, scenario, tokens, outcomes)
+
+
+def many(number: int, noun: str) -> str:
+    """1 rank, 1,024 ranks."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _note(existing: Existing, of: Coefficients) -> str:
+    """What must be known of a bound that is not of the scenario's cost model."""
+    if existing.packing.strategy != "fixed_compute" or existing.coefficients == of:
+        return ""  # without a budget, costs decide no pack and no bound
+    if existing.coefficients is None:
+        return "packed for a cost model that is not on record; the bound is of that one"
+    return "packed for another cost model; the bound is of that one"
 
 
 def _ways(scenario: Scenario, tokens: int) -> Iterator[tuple[str, Packing]]:

@@ -12,21 +12,27 @@ modelled (`packing.simulate`).
 import os
 from collections.abc import Iterator
 
+from infra import html
 from infra.storage import Storage
 from pipelines.lengths import TABLES, read_packs, read_table
-from pipelines.scenario import BASELINE, Result, Scenario, run
+from pipelines.scenario import BASELINE, Result, Scenario, many, run
 from pipelines.simulate_page import write_simulation
 
 
 def main(source: str, workspace: str, scenario: Scenario, output: str | None = None) -> Result:
     """Simulate, print the tables and write the page: to ``output``, the workspace or the table's
-    folder. Raises ConfigError for a source that is not there, or cannot be simulated so."""
+    folder. Raises ConfigError for a source that is not there, or cannot be simulated so, and for
+    a page that cannot be written."""
+    if output is not None:
+        html.check_page(output)
     if source.endswith(TABLES):
         documents, page = read_table(source), f"{os.path.splitext(source)[0]}-simulation.html"
     else:
         storage = Storage(workspace)
-        documents = read_packs(storage, source.removeprefix("packs/"))
+        documents = read_packs(storage, source.removeprefix("packs/"), scenario.tokens_per_pack)
         page = storage.path("simulation.html")
+    if output is None:
+        html.check_page(page)  # not before: the folder of a source that is not there is no reason
     result = run(documents, scenario)
     for line in describe(result):
         print(line)
@@ -38,7 +44,8 @@ def describe(result: Result) -> Iterator[str]:
     """The tables as lines of text."""
     documents, scenario = result.documents, result.scenario
     mean = documents.lengths.num_tokens.mean()
-    yield f"{documents.name}: {len(documents.lengths):,} documents, {mean:,.0f} tokens on average"
+    number = many(len(documents.lengths), "document")
+    yield f"{documents.name}: {number}, {mean:,.0f} tokens on average"
     if documents.assumed:
         yield documents.assumed
     again = ", with checkpointing" if scenario.checkpointing else ""
@@ -57,14 +64,18 @@ def describe(result: Result) -> Iterator[str]:
             f"{packed.imbalance:>9.4f} {packed.padded_tokens.mean():>13,.0f} "
             f"{packed.padded_tokens.max():>8,} {packed.packing.token_cap:>8,}  {lost or '-'}"
         )
+    for outcome in result.outcomes:
+        if outcome.note:
+            yield f"{outcome.name}: {outcome.note}"
     for ranks in scenario.ranks:
         speed = f" {'tokens/s a rank':>16}" if scenario.tflops else ""
-        head = f"{ranks:,} ranks"
+        head = many(ranks, "rank")
         yield f"\n{head:<{width}} {'throughput':>11} {'max/mean':>9} {'of the bound':>13}{speed}"
         for outcome in result.outcomes:
             run, relative = outcome.runs[ranks], result.relative(outcome, ranks)
             if run is None:
-                yield f"{outcome.name:<{width}} {'-':>11}   {outcome.packed.num_packs:,} packs"
+                number = many(outcome.packed.num_packs, "pack")
+                yield f"{outcome.name:<{width}} {'-':>11}   {number}"
                 continue
             speed = f" {result.tokens_per_s(run):>16,.0f}" if scenario.tflops else ""
             times = "-" if relative is None else f"{relative:.3f}"

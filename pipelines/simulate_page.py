@@ -12,7 +12,7 @@ import numpy as np
 from infra import html
 from packing.simulate import Floats, Packed, Simulation, deal
 from pipelines.charts import WIDTH, Axis
-from pipelines.scenario import BASELINE, Outcome, Result
+from pipelines.scenario import BASELINE, Outcome, Result, many
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_RANKS = 12  # lines of a timeline
@@ -73,6 +73,7 @@ def write_simulation(result: Result, path: str) -> str:
         assumed=result.documents.assumed,
         scenario=scenario,
         baseline=BASELINE,
+        many=many,
         num_documents=len(lengths),
         mean_tokens=round(float(lengths.num_tokens.mean())),
         tokens_per_pack=result.tokens_per_pack,

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from infra import catalog, runs
-from infra.catalog import literal, quote
+from infra.catalog import quote
 from infra.runs import TableRecord
 from infra.storage import Storage
 from pipelines import decided as decisions
@@ -18,7 +18,6 @@ from pipelines.charts import number
 from pipelines.decided import Decided
 from pipelines.recipe import Recipe
 
-TOO_SMALL = "too_small_for_level"  # an error's type that is a rejection, as in the ledger
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -53,7 +52,7 @@ def funnel(storage: Storage, dataset: str) -> list[tuple[str, int]]:
 
     ``seen`` samples are ``failed <stage>:<type>``, ``rejected <rule>`` by the first rule that each
     fails, or ``kept``; what is kept may still have ``failed later <stage>:<type>`` (or be
-    ``rejected later``, too small for its level), else it makes ``documents``. Then ``tokens
+    ``rejected later``, see `infra.schema.REJECTIONS`), else it makes ``documents``. Then ``tokens
     <table>`` counts positions and ``packs <table>`` packs. Raises ConfigError where there are no
     decisions.
     """
@@ -94,7 +93,7 @@ def _later_steps(
 
     def losses(record: TableRecord, name: str) -> None:
         found = con.execute(
-            f"SELECT if(error.type = {literal(TOO_SMALL)}, 'rejected', 'failed') AS word, "
+            f"SELECT if({catalog.is_rejection('error')}, 'rejected', 'failed') AS word, "
             "error.stage || ':' || error.type AS reason, count(*) AS n "
             f"FROM {catalog.scan(storage, record)} WHERE error IS NOT NULL "
             "GROUP BY word, reason ORDER BY n DESC, reason"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.schema import CAPTIONS, DECISIONS, DOCUMENTS, DUPLICATES, SAMPLES, TOKENS
+from infra.schema import CAPTIONS, DECISIONS, DOCUMENTS, DUPLICATES, SAMPLES, TOKENS, column
 from operators.aesthetics import Aesthetics
 from operators.borders import Borders
 from operators.clarity import Clarity
@@ -40,6 +40,11 @@ GROUPS: dict[str, tuple[Any, ...]] = {
 }
 """Score groups: the operators that may write into each (see pipelines/image_scores.py)."""
 
+TOKEN_REPLICAS = TOKENS.insert(
+    0,
+    column("replica", pa.int32(), "", "from 1; `dataset` is that of `tokens`, which is replica 0"),
+)
+
 TABLES = (
     ("samples", "samples/<source>/", "What a source holds: one row per sample.", SAMPLES),
     ("decisions", "decisions/<dataset>/", "What the rules say: one row per sample.", DECISIONS),
@@ -57,7 +62,18 @@ TABLES = (
         DECISIONS,
     ),
     ("documents", "documents/<dataset>/", "The waist: one row per document.", DOCUMENTS),
-    ("tokens", "tokens/<dataset>-<level>/", "One row per document.", TOKENS),
+    (
+        "tokens",
+        "tokens/<dataset>-<level>/",
+        "One row per document; `dataset` is `<dataset>-<level>`.",
+        TOKENS,
+    ),
+    (
+        "token_replicas",
+        "tokens/<dataset>-<level>-r<replica>/",
+        "The documents of `tokens` again, with other noise: for `tokenize.replicas` above 1.",
+        TOKEN_REPLICAS,
+    ),
     ("packs", "packs/<name>/…/index.parquet", "One row per pack, where it lies.", PACK_INDEX),
     ("pack_plan", "packs/<name>/…/plan.parquet", "One row per copy of a document.", PLAN),
 )

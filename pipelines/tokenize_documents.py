@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from infra.catalog import tokens_name
 from infra.runs import TableRecord
 from infra.schema import TOKENS
 from pipelines.inputs import DocumentInput
@@ -14,6 +15,20 @@ def tokenize_phases(recipe: Recipe, documents: TableRecord) -> list[Phase]:
     """One phase for each of ``tokenize.replicas``."""
     assert recipe.tokenize is not None
     return [tokenize_phase(recipe, documents, n) for n in range(recipe.tokenize.replicas)]
+
+
+def remove_other_replicas(recipe: Recipe) -> None:
+    """Remove replicas beyond ``tokenize.replicas``, which nobody keeps up to date any more.
+
+    To be called when the others are made.
+    """
+    assert recipe.tokenize is not None
+    for name in recipe.storage.names("tokens"):
+        of, replica = tokens_name(name)
+        if of == recipe.tokens_name and replica >= recipe.tokenize.replicas:
+            # The record first: a table without files must not look complete.
+            recipe.storage.remove(f"tokens/{name}/_table.json")
+            recipe.storage.remove(f"tokens/{name}")
 
 
 def tokenize_phase(recipe: Recipe, documents: TableRecord, replica: int = 0) -> Phase:

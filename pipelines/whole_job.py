@@ -19,7 +19,7 @@ from pipelines.pack_tokens import PackPhase
 from pipelines.recipe import Recipe, recipe_path
 from pipelines.refresh import refresh
 from pipelines.status import Look, NotDoneError, State
-from pipelines.tokenize_documents import tokenize_phases
+from pipelines.tokenize_documents import remove_other_replicas, tokenize_phases
 from pipelines.train_packs import train_config, train_packs, train_state
 from pipelines.vllm_engine import require_vllm
 
@@ -56,6 +56,7 @@ def run(
         if last != "curate" and recipe.tokenize is not None:
             phases = tokenize_phases(recipe, documents)
             tokens = [refresh(recipe.storage, phase) for phase in phases]
+            remove_other_replicas(recipe)
         if last in ("pack", "train") and tokens and recipe.pack is not None:
             packs = refresh(recipe.storage, pack_phase(recipe, *tokens))
     catalog.write_catalog(recipe.storage)

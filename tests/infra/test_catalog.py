@@ -9,7 +9,7 @@ import pytest
 
 from infra import catalog
 from infra.runs import Part, TableRecord, save_record
-from infra.schema import DECISIONS, DOCUMENTS, ERROR, SAMPLES, TOKENS
+from infra.schema import DECISIONS, DOCUMENTS, ERROR, REJECTIONS, SAMPLES, TOKENS
 from infra.storage import Storage
 
 SCORES = pa.schema([("sample_id", pa.string()), ("width", pa.int32()), ERROR])
@@ -131,6 +131,41 @@ def test_tokens_of_two_levels_double_no_sample(storage: Storage) -> None:
     assert len(found) == 6
     assert found[0] == ("k0", "kept", 3_700)
     assert found[4] == ("k4", "failed", None)
+
+
+def test_replicas_of_tokens_double_no_sum(storage: Storage) -> None:
+    fill(storage)
+    documents = [
+        {"doc_id": f"d{n}", "sample_ids": [f"s{n}"], "num_tokens": 900 + n} for n in (0, 4)
+    ]
+    sums = "SELECT dataset, count(*), sum(num_tokens) FROM tokens GROUP BY ALL ORDER BY ALL"
+    ledger = "SELECT key, status, num_tokens FROM ledger ORDER BY ALL"
+    for name in ("d-256", "d-2-r1-512"):  # a dataset may be named like a replica
+        put(storage, f"tokens/{name}", TOKENS, [documents], "doc_id")
+    with catalog.connect(storage) as con:
+        before = rows(con, sums), rows(con, ledger)
+        with pytest.raises(duckdb.CatalogException):
+            con.execute("SELECT * FROM token_replicas")
+    assert before[0] == [("d-2-r1-512", 2, 1_804), ("d-256", 2, 1_804)]
+    for name in ("d-256-r1", "d-256-r12"):
+        put(storage, f"tokens/{name}", TOKENS, [documents], "doc_id")
+    with catalog.connect(storage) as con:
+        assert (rows(con, sums), rows(con, ledger)) == before
+        found = rows(con, "SELECT dataset, replica, doc_id FROM token_replicas ORDER BY ALL")
+    assert found == [("d-256", replica, doc) for replica in (1, 12) for doc in ("d0", "d4")]
+
+
+@pytest.mark.parametrize("type_", [*REJECTIONS, "truncated"])
+def test_verdicts_on_documents_are_rejections_in_the_ledger(tmp_path: Path, type_: str) -> None:
+    storage = Storage(str(tmp_path))
+    fill(storage)
+    error = {"stage": "documents", "type": type_, "message": "no"}
+    documents = [{"doc_id": "d0", "task": "t2i", "sample_ids": ["s0"], "error": error}]
+    put(storage, "documents/d", DOCUMENTS, [documents], "doc_id")
+    con = catalog.connect(storage)
+    [found] = rows(con, "SELECT status, reason FROM ledger WHERE sample_id = 's0'")
+    status = "rejected" if type_ in ("too_small_for_level", "too_elongated") else "failed"
+    assert found == (status, f"documents:{type_}")
 
 
 def test_only_scores_that_a_dataset_was_decided_by_fail_its_samples(tmp_path: Path) -> None:

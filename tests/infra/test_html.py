@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 from html import unescape
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.html import POLICY, clean, inert_json, jpeg_uri, render, write_page
+from infra.config import ConfigError
+from infra.html import POLICY, check_page, clean, inert_json, jpeg_uri, render, write_page
 
 
 def page(folder: Path, template: str, **values: object) -> str:
@@ -61,6 +63,39 @@ def test_a_page_is_written_whole_even_with_lone_surrogates(tmp_path: Path) -> No
     assert write_page(target, "ä \udc80") == target
     assert Path(target).read_text(encoding="utf-8") == "ä ?"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
+
+
+def test_places_that_take_no_page_are_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for path, told in (
+        ("", "empty name"),
+        (str(tmp_path), "is a folder: name a file"),
+        ("new/", "is a folder: name a file"),
+        (".", "is a folder: name a file"),
+        ("file/page.html", "file` is no folder"),
+        ("file/new/page.html", "file` is no folder"),
+        ("dangling/page.html", "dangling` is no folder"),
+    ):
+        with pytest.raises(ConfigError, match=told) as error:
+            check_page(path)
+        assert "\n" not in str(error.value)
+    for path in ("page.html", "new/folder/page.html", "file", "s3://bucket/page.html"):
+        check_page(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+def test_a_folder_without_permission_takes_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the superuser no folder is safe: it is the system's answer that counts.
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
+    for path in ("page.html", "new/page.html"):
+        with pytest.raises(ConfigError, match="no permission to write into"):
+            check_page(str(tmp_path / path))
 
 
 def test_a_page_beside_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,21 @@ def table(rows: list[dict[str, object]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema([f.remove_metadata() for f in SCHEMA]))
 
 
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        storage.write("folder", b"data")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write("file", b"data")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
 def test_what_is_written_is_read(storage: Storage) -> None:
     storage.write("a/b.bin", b"0123456789")
     assert storage.exists("a/b.bin")

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from infra.schedules import SCHEDULES, nearest
+from infra.schedules import NUM_SCALES, SCHEDULES, nearest
 from infra.schema import DOCUMENTS, ERROR_TYPE, uniform
 from operators.image_text import ImageText
 
@@ -198,6 +199,17 @@ def test_a_picture_of_which_too_much_would_go_is_refused():
     # What is too small as well is told so: the picture's size is the first thing known.
     [row] = ImageText()(batch([png(np.zeros((100, 900, 3), np.uint8))])).to_pylist()
     assert row["error"]["type"] == "too_small_for_level"
+
+
+@pytest.mark.parametrize("level", NUM_SCALES)
+def test_between_the_grids_at_most_as_much_is_cut_away_as_is_said(level):
+    # Ratios in steps of 0.02%, from the tallest schedule to the widest.
+    ratios = np.geomspace(0.25, 4, 13_863)
+    sizes = [nearest(round(ratio * 10**6), 10**6).image_size(level) for ratio in ratios]
+    covered = np.array([height / width for height, width in sizes])
+    cropped = 1 - np.minimum(ratios / covered, covered / ratios)
+    said = re.search(r"at\s+most ([\d.]+)% of a picture", ImageText.__doc__)
+    assert f"{100 * cropped.max():.1f}" == said[1]
 
 
 def test_damaged_and_failed_rows_stay_with_their_error():

@@ -1,6 +1,7 @@
 """Bounds on the number of packs, against the best packing of few items and against formulas."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -43,6 +44,15 @@ def test_the_bound_is_that_of_the_definition(sizes: list[int], capacity: int) ->
         beside = sum(small) - (len(large) * capacity - sum(large))
         found.append(len(alone) + len(large) + max(0, math.ceil(beside / capacity)))
     assert martello_toth(np.array(sizes, np.int64), capacity) == max(found)
+
+
+def test_memory_follows_the_items_and_not_the_capacity() -> None:
+    sizes = np.array([7, 7, 4, 4]) * 10**12
+    tracemalloc.start()
+    assert martello_toth(sizes, 10**13) == 3
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_items_that_share_no_bin_need_one_each() -> None:

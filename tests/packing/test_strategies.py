@@ -47,6 +47,33 @@ def test_batches_do_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) -> Non
     assert packs(tokens, [1.0] * 200, packing, math.inf) == whole
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"token_slack": math.nan},
+        {"token_slack": math.inf},
+        {"token_slack": 1e9},
+        {"token_slack": 1e308},
+        {"tokens_per_pack": 10**13},
+        {"tokens_per_pack": 10**400},
+        {"tokens_per_pack": 2**31 - 1},
+        {"strategy": "fixed_length", "tokens_per_pack": 2**31},
+        {"seed": 2**63},
+        {"seed": -(2**63) - 1},
+    ],
+)
+def test_numbers_that_no_integer_can_count_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=list(wrong)[-1]):
+        Packing(**wrong)
+
+
+def test_the_largest_packs_are_packed() -> None:
+    most = 2**31 - 1
+    for packing in (Packing("fixed_length", most), Packing("fixed_compute", most, 1.0)):
+        assert packing.token_cap == most
+        assert packs([most, most // 2, most // 2], [2.0, 1.0, 1.0], packing, 2.0) == [0, 1, 1]
+
+
 def test_as_many_as_fill_a_pack_exactly_fit() -> None:
     packing = Packing(tokens_per_pack=20_480, token_slack=1.0)
     for parts in (3, 5, 7, 10):

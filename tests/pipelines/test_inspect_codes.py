@@ -22,11 +22,11 @@ from infra.runs import Part, TableRecord
 from infra.schedules import SCHEDULES
 from infra.schema import DOCUMENTS, TOKENS
 from infra.storage import Storage
+from pipelines import coded_images
 from pipelines.code_summary import Measures, summarise
 from pipelines.coded_images import find_images, redraw
 from pipelines.inspect_codes import inspect_codes
 from pipelines.recipe import Recipe, Tokenize
-from pipelines.replicas import replica_table
 from pipelines.source import Source
 from pipelines.tokenize_documents import tokenize_phase
 from tokenize_offline import checkpoint
@@ -196,7 +196,9 @@ def test_images_are_found_by_the_beginnings_of_ids(coded: Recipe) -> None:
     assert one.input_codes.tolist() == segment["input_codes"]
     assert one.target_codes.tolist() == segment["target_codes"]
     assert one.flipped.tolist() == segment["flipped"]
-    assert len(find_images(*find, [""], num_images=2)) == 2
+    for words in ([""], [first.doc_id, ""]):
+        with pytest.raises(ConfigError, match="an id is empty"):
+            find_images(*find, words)
     with pytest.raises(ConfigError, match="begins with `'; DROP`"):
         find_images(*find, [first.doc_id, "'; DROP"])
 
@@ -225,16 +227,17 @@ def test_roles_are_summed_up_apart_and_old_tokens_do_not_say_what_was_drawn(code
     images[0]["input_codes"] = images[0]["target_codes"]
     rewrite(coded, "tokens/mixed-256", rows, TOKENS)
     page, lines = page_of(coded, ids=[row["doc_id"] for row in shown])
-    titles = [line for line in lines if "images:" in line]
+    titles = [line for line in lines if ": PSNR" in line]
     assert [title.split(":")[0] for title in titles] == [
         f"{len(images) - 1} target images",
-        "1 condition images",
+        "1 condition image",
     ]
     target, condition = [line.split() for line in lines if line.startswith("all ")]
     assert target[2] == condition[2] == "-"
     assert condition[3] == "0.0%" != target[3]
     assert condition[4] == condition[5]
     assert ">drawn<" not in page
+    assert ">1 condition image</h2>" in page
 
 
 def test_a_plain_picture_is_written_too(coded: Recipe, tmp_path: Path) -> None:
@@ -265,15 +268,57 @@ def test_tables_and_page_may_lie_on_s3(coded: Recipe, s3: str, tmp_path: Path) -
 
 def test_a_replica_has_a_table_of_its_own(coded: Recipe, run_alone: Any) -> None:
     assert coded.tokenize is not None
-    other = dataclasses.replace(coded, tokenize=Tokenize(operator=ExtractCodes(replica=1)))
-    phase = tokenize_phase(other, documents_of(coded))
-    run_alone(coded.storage, dataclasses.replace(phase, table=replica_table(coded.tokens_name, 1)))
+    coded = dataclasses.replace(coded, tokenize=Tokenize(replicas=3))
+    run_alone(coded.storage, tokenize_phase(coded, documents_of(coded), 1))
     first, second = inspect_codes(coded, [], 1), inspect_codes(coded, [], 1, replica=1)
     assert not first[0].startswith("note")
     assert not second[0].startswith("note")
     assert first != second
     with pytest.raises(ConfigError, match=r"mixed-256-r2 is not there: `nextscale tokenize`"):
         inspect_codes(coded, replica=2)
+    for replica in (-1, 3):
+        told = rf"--replica is {replica}, tokenize\.replicas is 3: use 0 to 2"
+        with pytest.raises(ConfigError, match=told):
+            inspect_codes(coded, replica=replica)
+    once = dataclasses.replace(coded, tokenize=Tokenize())
+    with pytest.raises(ConfigError, match=r"tokenize\.replicas is 1: use 0$"):
+        inspect_codes(once, replica=1)
+
+
+def test_places_that_cannot_be_written_are_told_before_any_work(
+    coded: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "load", lambda weights: pytest.fail("work was done"))
+    before = sorted(tmp_path.rglob("*"))
+    for wrong in ("", str(tmp_path), f"{coded.workspace}/tokens/mixed-256/_table.json/page"):
+        for option in ("output", "png"):
+            with pytest.raises(ConfigError, match=r"empty name|is a folder|is no folder"):
+                inspect_codes(coded, **{option: wrong})
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_begins_like_an_id_and_is_not_shown_is_counted(
+    coded: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in rows_of(coded, tokens_of(coded)) if images_of([row])]
+    begins = {
+        letter: [
+            row["doc_id"]
+            for row in rows
+            if any(name.startswith(letter) for name in (row["doc_id"], *row["sample_ids"]))
+        ]
+        for letter in "0123456789abcdef"
+    }
+    letter, begin = max(begins.items(), key=lambda item: len(item[1]))
+    assert len(begin) > 1
+    page, lines = page_of(coded, ids=[letter], num_pictures=1)
+    assert lines[0].startswith(f"note: {len(begin) - 1} more documents are of ids that begin with")
+    assert lines[0].split("`")[0] in page
+    for words, most in (([letter], len(begin)), ([begin[0]], 1), ([], 1)):
+        assert not inspect_codes(coded, words, most)[0].startswith("note")
+    monkeypatch.setattr(coded_images, "MAX_DOCUMENTS", len(begin) - 1)
+    with pytest.raises(ConfigError, match=f"{len(begin)} documents are asked for, .*name fewer"):
+        inspect_codes(coded, [letter])
 
 
 def test_stale_tokens_are_shown_with_a_note(coded: Recipe) -> None:
@@ -284,8 +329,9 @@ def test_stale_tokens_are_shown_with_a_note(coded: Recipe) -> None:
 
 
 def test_mistakes_are_told_in_one_line(coded: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--pictures is 0"):
-        inspect_codes(coded, num_pictures=0)
+    for number in (0, 201):
+        with pytest.raises(ConfigError, match=f"--pictures is {number}: use 1 to 200"):
+            inspect_codes(coded, num_pictures=number)
     with pytest.raises(ConfigError, match="no `tokenize` section"):
         inspect_codes(dataclasses.replace(coded, tokenize=None))
     texts = (Source(name="some", kind="jsonl", path=str(tmp_path)),)

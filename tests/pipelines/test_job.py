@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.runs import Part, TableRecord
-from infra.schema import ERROR, SAMPLES, column
+from infra.schema import ERROR, REJECTIONS, SAMPLES, column
 from infra.storage import Storage
-from pipelines.job import REJECTIONS, Job, Retry
+from pipelines.job import Job, Retry
 from pipelines.phase import Phase, Stage
 from pipelines.workers import compact
 
 SCHEMA = pa.schema([column("id", pa.string(), "", ""), column("v", pa.int64(), "", ""), ERROR])
-STAGES, TYPES = ("probe", "load"), ("missing", "truncated", REJECTIONS[0])
+STAGES, TYPES = ("probe", "load"), ("missing", "truncated", *REJECTIONS)
 ERRORS = st.none() | st.builds(
     lambda stage, type_: {"stage": stage, "type": type_, "message": "m"},
     st.sampled_from(STAGES),

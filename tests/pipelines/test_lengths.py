@@ -14,11 +14,13 @@ from infra.config import ConfigError
 from infra.runs import Part, TableRecord
 from infra.schema import TOKENS
 from infra.storage import Storage
+from packing.cost import coefficients, qwen2_5_7b
 from packing.packs import FACTS, Facts
 from packing.plan import PLAN, Packing, Plan, plan
 from pipelines.lengths import read_packs, read_table
 
 PACKING = Packing("fixed_compute", 1_000, 1.2, window=64, seed=3)
+COST = coefficients(qwen2_5_7b(64))
 
 
 def write(path: Path, **columns: list) -> str:
@@ -74,6 +76,21 @@ def test_a_table_that_cannot_be_is_refused(
         read_table(write(tmp_path / f"l{suffix}", **columns))
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    twice = pa.table([pa.array([3]), pa.array([4])], names=["num_tokens", "num_tokens"])
+    pq.write_table(twice, tmp_path / "l.parquet")
+    (tmp_path / "l.csv").write_text("num_tokens,num_loss,num_loss\n3,1,1\n")
+    for name, column in (("l.parquet", "num_tokens"), ("l.csv", "num_loss")):
+        with pytest.raises(ConfigError, match=f"has 2 columns `{column}`: keep one"):
+            read_table(str(tmp_path / name))
+    # What is not read may be there as often as it likes.
+    others = pa.table([pa.array([3]), pa.array([4]), pa.array([5])], names=["num_tokens", "a", "a"])
+    pq.write_table(others, tmp_path / "others.parquet")
+    pa.csv.write_csv(others, tmp_path / "others.csv")
+    for name in ("others.parquet", "others.csv"):
+        assert read_table(str(tmp_path / name)).lengths.num_tokens.tolist() == [3]
+
+
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         read_table(str(tmp_path / "none.csv"))
@@ -90,18 +107,17 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
         read_table(write(tmp_path / "l.parquet", num_tokens=pa.array([], pa.int64())))
 
 
-def packed_workspace(root: Path, keep_run: bool = True) -> tuple[Storage, Plan, np.ndarray]:
-    """Tokens of 40 documents in two parts, one failed, and a plan in which some have two copies."""
-    storage = Storage(str(root))
-    tokens = np.random.default_rng(0).integers(50, 400, 40)
-    tokens[7] = 1_300  # over the cap
-    names = [f"{i:032x}" for i in range(40)]
+NAMES = [f"{i:032x}" for i in range(40)]
+
+
+def write_tokens(storage: Storage, tokens: np.ndarray, fingerprint: str = "f") -> None:
+    """Tokens of 40 documents in two parts."""
     parts = []
     for number, rows in enumerate((range(25), range(25, 40))):
         table = pa.Table.from_pylist(
             [
                 {
-                    "doc_id": names[i],
+                    "doc_id": NAMES[i],
                     "num_tokens": int(tokens[i]),
                     "num_loss": int(tokens[i]) - 1,
                     "num_pairs": int(tokens[i]) ** 2,
@@ -112,20 +128,31 @@ def packed_workspace(root: Path, keep_run: bool = True) -> tuple[Storage, Plan, 
         )
         storage.write_part(f"tokens/t-256/v/{number}.parquet", table, TOKENS, "doc_id")
         parts.append(Part(f"v/{number}.parquet", len(rows)))
-    runs.save_record(storage, TableRecord("tokens/t-256", "f", "r", "doc_id", tuple(parts)))
-    made = plan(names, tokens, tokens * 2.0, PACKING, copies=np.arange(40) % 3)
-    storage.write_part("packs/t-256/v/plan.parquet", made.to_table(names), PLAN, "row")
-    facts = Facts("t", "v", 64, 100, 256, "fixed_compute", PACKING.token_cap, PACKING.seed)
+    runs.save_record(storage, TableRecord("tokens/t-256", fingerprint, "r", "doc_id", tuple(parts)))
+
+
+def packed_workspace(
+    root: Path, keep_run: bool = True, old: bool = False, packing: Packing = PACKING
+) -> tuple[Storage, Plan, np.ndarray]:
+    """A plan of 40 documents in which some have two copies. ``old``: it names no tokens."""
+    storage = Storage(str(root))
+    tokens = np.random.default_rng(0).integers(50, 400, 40)
+    tokens[7] = 1_300  # over the cap
+    write_tokens(storage, tokens)
+    made = plan(NAMES, tokens, tokens * 2.0, packing, copies=np.arange(40) % 3)
+    storage.write_part("packs/t-256/v/plan.parquet", made.to_table(NAMES), PLAN, "row")
+    facts = Facts("t", "v", 64, 100, 256, packing.strategy, packing.token_cap, packing.seed)
     storage.write(f"packs/t-256/v/{FACTS}", facts.to_json())
     told = {
         "plan": "packs/t-256/v/plan.parquet",
         "lower_bound": made.lower_bound,
         "rejected": made.rejected(),
-    }
+    } | ({} if old else {"tokens_version": "f"})
     index = Part("v/index.parquet", made.num_packs)
     record = TableRecord("packs/t-256", "g", "r", "pack", (index,), told)
     if keep_run:
-        runs.finish(storage, record, {"packing": PACKING}, (), time.time())
+        spec = {"packing": packing, "coefficients": COST}
+        runs.finish(storage, record, spec, (), time.time())
     else:
         runs.save_record(storage, record)
     return storage, made, tokens
@@ -139,15 +166,47 @@ def test_packs_give_every_copy_with_its_pack(tmp_path: Path) -> None:
     assert np.array_equal(found.lengths.num_tokens, tokens[made.document])
     assert np.array_equal(found.lengths.num_pairs, tokens[made.document] ** 2)
     assert found.existing.packing == PACKING
+    assert found.existing.coefficients == COST
     assert found.existing.left_out == {"over_token_cap": 1}
     assert found.existing.num_codes == 64
 
 
-def test_packs_without_the_record_of_their_run_still_tell_their_cap(tmp_path: Path) -> None:
+def test_packs_without_the_record_of_their_run_do_not_guess(tmp_path: Path) -> None:
     storage, _, _ = packed_workspace(tmp_path, keep_run=False)
-    existing = read_packs(storage, "t-256").existing
+    with pytest.raises(ConfigError, match=r"does not say how packs/t-256 .* --tokens-per-pack"):
+        read_packs(storage, "t-256")
+    existing = read_packs(storage, "t-256", 1_000).existing
     assert existing is not None
     assert existing.packing.token_cap == PACKING.token_cap
+    assert existing.coefficients is None
+
+
+def test_the_cap_of_packs_of_equal_length_is_their_length(tmp_path: Path) -> None:
+    storage, _, _ = packed_workspace(
+        tmp_path, keep_run=False, packing=Packing("fixed_length", 900, seed=3)
+    )
+    existing = read_packs(storage, "t-256").existing
+    assert existing is not None
+    assert (existing.packing.tokens_per_pack, existing.packing.token_cap) == (900, 900)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_packs_of_documents_that_were_tokenized_again_are_refused(
+    tmp_path: Path, old: bool
+) -> None:
+    storage, _, tokens = packed_workspace(tmp_path, old=old)
+    read_packs(storage, "t-256")
+    tokens[2] += 1
+    write_tokens(storage, tokens, "another")
+    with pytest.raises(ConfigError, match="not of the tokens that are there: run `nextscale pack`"):
+        read_packs(storage, "t-256")
+
+
+def test_other_tokens_of_the_same_lengths_are_other_tokens(tmp_path: Path) -> None:
+    storage, _, tokens = packed_workspace(tmp_path)
+    write_tokens(storage, tokens, "another")
+    with pytest.raises(ConfigError, match="not of the tokens that are there"):
+        read_packs(storage, "t-256")
 
 
 def test_packs_that_are_not_there_or_not_of_these_tokens(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from infra.storage import Storage
 from packing.cost import coefficients, qwen2_5_7b
 from packing.plan import Packing
 from packing.reader import open_packs, read_pack
+from pipelines.lengths import read_packs
 from pipelines.pack_tokens import PackPhase, read_copies, write_packs
 from pipelines.replicas import replica_table
 
@@ -182,6 +183,21 @@ def test_unchanged_tokens_are_not_packed_again_and_other_settings_are(tokens, ra
     assert write_packs(storage, phase_of(record)) == first
     assert storage.find("packs") == before
     assert write_packs(storage, phase_of(record, seed=1)).fingerprint != first.fingerprint
+
+
+def test_packs_know_the_tokens_that_they_were_made_from(tokens, ray_session):
+    storage, record, _ = tokens
+    runs.save_record(storage, record)
+    phase = phase_of(record)
+    assert write_packs(storage, phase).facts["tokens_version"] == record.version
+    name = phase.name
+    existing = read_packs(storage, name).existing
+    assert (existing.packing, existing.coefficients) == (phase.packing, phase.coefficients)
+    # Rows that failed in another way make another version under the same fingerprint.
+    part = dataclasses.replace(record.parts[0], failures="other")
+    runs.save_record(storage, dataclasses.replace(record, parts=(part, *record.parts[1:])))
+    with pytest.raises(ConfigError, match="not of the tokens that are there"):
+        read_packs(storage, name)
 
 
 def test_documents_are_packed_as_often_as_the_decisions_say(tokens, ray_session):

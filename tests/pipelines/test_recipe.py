@@ -56,6 +56,34 @@ def test_what_cannot_be_is_told(more, message):
         build(Recipe, SMALLEST | more)
 
 
+NOISELESS = {"rate": 0.0, "condition_rate": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("documents", "operator", "message"),
+    [
+        ({}, {}, ""),
+        ({}, {"rate": 0.0}, r"tokenize\.operator\.rate is 0,"),
+        ({}, {"rate": 0.0, "condition_rate": 0.5}, r"operator\.rate is 0,"),
+        ({}, {"top_k": 1}, r"operator\.top_k is 1,"),
+        ({"task": "i2t"}, {}, r"operator\.condition_rate is 0,"),
+        ({"task": "i2t"}, {"rate": 0.0, "condition_rate": 0.5}, ""),
+        ({"inversion": 1.0}, {}, r"operator\.condition_rate is 0,"),
+        ({"inversion": 0.1}, {}, ""),
+        ({"inversion": 0.1}, {"rate": 0.0, "condition_rate": 0.5}, ""),
+        ({"inversion": 0.1}, NOISELESS, r"operator\.rate is 0 and .*condition_rate is 0,"),
+    ],
+)
+def test_replicas_without_noise_are_refused(documents, operator, message):
+    more = {"documents": documents, "tokenize": {"operator": operator, "replicas": 2}}
+    if message:
+        with pytest.raises(ConfigError, match=f"replicas is 2, but .*{message}") as error:
+            build(Recipe, SMALLEST | more)
+        assert "\n" not in str(error.value)
+        more["tokenize"]["replicas"] = 1
+    build(Recipe, SMALLEST | more)
+
+
 def test_curating_asks_for_no_workers_of_later_phases():
     recipe = build(Recipe, SMALLEST | {"tokenize": {"pool": {"workers": 9}}})
     assert recipe.pools()["tokenize"].workers == 9

@@ -24,7 +24,8 @@ import pytest
 
 from infra import catalog, runs
 from infra.config import ConfigError
-from infra.runs import TableRecord
+from infra.runs import Part, TableRecord
+from infra.schema import ERROR, REJECTIONS
 from infra.storage import Storage
 from operators.caption import Caption
 from pipelines import retry as retrying
@@ -34,7 +35,7 @@ from pipelines.duplicates import Duplicates, Perceptual
 from pipelines.execution import run_phase
 from pipelines.job import Retry
 from pipelines.recipe import Captions, Cheap, Documents, Models, Pool, Recipe
-from pipelines.retry import Outcome, check_choice, retry
+from pipelines.retry import Outcome, check_choice, failed_rows, retry
 from pipelines.rules import Rule
 from pipelines.source import Source
 from pipelines.sources import index_phase
@@ -169,6 +170,31 @@ def test_a_sidecar_that_was_mended(tmp_path: Path, photos: Path) -> None:
 
 def phase_in(workspace: Path, source: Source) -> Any:
     return index_phase(source)
+
+
+def test_a_row_that_failed_in_several_replicas_is_counted_once(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+
+    def table(name: str, types: list[str]) -> TableRecord:
+        rows = [
+            {"doc_id": f"{n}", "error": {"stage": "codes", "type": type_, "message": "m"}}
+            for n, type_ in enumerate(types)
+        ]
+        schema = pa.schema([("doc_id", pa.string()), ERROR.remove_metadata()])
+        made = pa.Table.from_pylist(rows, schema=schema)
+        storage.write_part(f"{name}/v/part-00000.parquet", made, schema, "doc_id")
+        part = Part("v/part-00000.parquet", len(rows), len(rows))
+        return TableRecord(name, "f", "r", "doc_id", (part,))
+
+    tokens = [
+        table("tokens/photos-256", ["corrupt", "corrupt", *REJECTIONS]),
+        table("tokens/photos-256-r1", ["corrupt", "corrupt", *REJECTIONS]),
+        table("tokens/photos-256-r2", ["corrupt", "corrupt", "lost"]),
+    ]
+    assert failed_rows(storage, tokens) == {("codes", "corrupt"): 2, ("codes", "lost"): 1}
+    # Those of several sources are different rows.
+    scores = [table(f"scores/{name}/cheap", ["corrupt"] * 2) for name in ("a", "b")]
+    assert failed_rows(storage, [*scores, *tokens])["codes", "corrupt"] == 4
 
 
 def test_mistakes_are_told_before_the_work(

@@ -9,11 +9,10 @@ import pyarrow as pa
 import pytest
 
 from infra.runs import Part, TableRecord
-from infra.schema import ERROR_TYPE
+from infra.schema import ERROR_TYPE, REJECTIONS
 from infra.storage import Storage
 from pipelines.drawn import Drawn
 from pipelines.estimator import Total
-from pipelines.job import REJECTIONS
 from pipelines.sample_sums import Sums, add_up
 from pipelines.source import Source
 

@@ -66,7 +66,7 @@ def test_existing_packs_run_as_they_are() -> None:
     pack = np.arange(60) % 15
     pack[0] = -1
     packing = Packing("fixed_length", 20_000)
-    existing = Existing("packs/a-256", pack, packing, 9, {"over_token_cap": 1}, 64)
+    existing = Existing("packs/a-256", pack, packing, 9, {"over_token_cap": 1}, 64, None)
     result = run(dataclasses.replace(found, existing=existing), Scenario(ranks=(4,)))
     first = result.outcomes[0]
     assert first.name == "packs/a-256 as it is"
@@ -74,6 +74,59 @@ def test_existing_packs_run_as_they_are() -> None:
     assert first.packed.num_documents.sum() == 59
     assert result.tokens_per_pack == 20_000
     assert "1 over_token_cap" in "\n".join(describe(result))
+
+
+@pytest.mark.parametrize(
+    ("preset", "note"),
+    [
+        ("qwen2.5-7b", ""),
+        ("qwen2.5-0.5b", "packed for another cost model; the bound is of that one"),
+        (None, "packed for a cost model that is not on record; the bound is of that one"),
+    ],
+)
+def test_a_bound_of_another_cost_model_is_called_so(
+    tmp_path: Path, preset: str | None, note: str
+) -> None:
+    of = Scenario(preset=preset).coefficients(64) if preset else None
+    packing = Packing("fixed_compute", 20_000)
+    existing = Existing("packs/a-256", np.arange(60) % 15, packing, 9, {}, 64, of)
+    found = dataclasses.replace(documents(60), existing=existing)
+    result = run(found, Scenario(ranks=(1,)))
+    assert [outcome.note for outcome in result.outcomes] == [note, *[""] * 5]
+    page = Path(write_simulation(result, str(tmp_path / "page.html"))).read_text()
+    told = "\n".join(describe(result))
+    assert ("packed for" in told, "packed for" in page) == (bool(note), bool(note))
+    assert f"packs/a-256 as it is: {note}" in told or not note
+    # Costs decide nothing where packs have no budget.
+    equal = dataclasses.replace(existing, packing=Packing("fixed_length", 20_000))
+    result = run(dataclasses.replace(found, existing=equal), Scenario(ranks=(1,)))
+    assert result.outcomes[0].note == ""
+
+
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    one = Documents("one", Lengths(np.array([9]), np.array([8]), np.array([45])))
+    result = run(one, Scenario(ranks=(1, 2), tokens_per_pack=9))
+    page = Path(write_simulation(result, str(tmp_path / "page.html"))).read_text()
+    for text in ("\n".join(describe(result)), page):
+        assert "1 document" in text
+        assert "1 rank" in text
+        assert not re.search(r"\b1 (documents|ranks|packs)", text)
+    with pytest.raises(ConfigError, match=r"1 pack at most, .* of 2 ranks and 1 micro-step:"):
+        run(one, Scenario(ranks=(2,)))
+
+
+def test_the_largest_packs_are_simulated(tmp_path: Path) -> None:
+    most = Scenario(ranks=(1,), tokens_per_pack=2**31 - 1, token_cap_ratios=(1.0,), tflops=1e6)
+    result = run(documents(), most)
+    assert [outcome.packed.num_packs for outcome in result.outcomes] == [150, 1, 1]
+    assert write_simulation(result, str(tmp_path / "page.html"))
+
+
+def test_large_packs_and_large_ratios_are_refused() -> None:
+    packing = Packing("fixed_compute", 2**31 - 1, 1.0)
+    existing = Existing("packs/a-256", np.zeros(600, np.int64), packing, 1, {}, 64, None)
+    with pytest.raises(ConfigError, match=r"token_slack 1\.1: their product"):
+        run(dataclasses.replace(documents(), existing=existing), Scenario(ranks=(1,)))
 
 
 def test_the_page_shows_bars_and_shares(tmp_path: Path) -> None:
@@ -122,6 +175,22 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main("packs/none", str(tmp_path), SMALL)
 
 
+def test_a_page_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("the documents were packed before the page was looked at")
+
+    monkeypatch.setattr("pipelines.simulate.run", work)
+    lengths = str(tmp_path / "lengths.parquet")
+    pq.write_table(pa.table({"num_tokens": [1, 2, 3]}), lengths)
+    (tmp_path / "file").touch()
+    (tmp_path / "lengths-simulation.html").mkdir()
+    for output in (str(tmp_path), str(tmp_path / "file" / "page.html"), None):
+        with pytest.raises(ConfigError):
+            main(lengths, str(tmp_path), SMALL, output)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -133,6 +202,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         {"preset": "gpt"},
         {"tflops": -1.0},
         {"tflops": float("nan")},
+        {"tflops": 1e300},
+        {"tflops": 1e-300},
+        {"token_cap_ratios": ()},
+        {"token_cap_ratios": (float("nan"),)},
+        {"token_cap_ratios": (1.0, float("nan"))},
+        {"token_cap_ratios": (float("inf"),)},
+        {"token_cap_ratios": (1e9,)},
+        {"tokens_per_pack": 10**13},
+        {"tokens_per_pack": 10**400},
+        {"tokens_per_pack": 2**31 - 1},
+        {"seed": 2**63},
         {"batch_size": 0},
         {"seed": -1},
         {"tokens_per_pack": 0},

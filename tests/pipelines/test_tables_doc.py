@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from infra import catalog
-from infra.runs import TableRecord
+from infra.runs import TableRecord, load_record, save_record
 from pipelines.duplicates import Duplicates
 from pipelines.recipe import Captions, Recipe
 from pipelines.rules import Rule
@@ -24,6 +24,12 @@ def con(
     judged = Captions(rules=(Rule(name="said", keep="len(text) > 0"),))
     curate_here(replace(curated, duplicates=Duplicates(), captions=judged))
     write_tokens(curated)
+    tokens = load_record(curated.storage, "tokens/mixed-256")
+    assert tokens is not None
+    for number in range(len(tokens.parts)):
+        part = curated.storage.read(tokens.path(number))
+        curated.storage.write(f"tokens/mixed-256-r1/{tokens.parts[number].file}", part)
+    save_record(curated.storage, replace(tokens, table="tokens/mixed-256-r1"))
     return catalog.connect(curated.storage)
 
 

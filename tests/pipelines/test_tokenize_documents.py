@@ -1,6 +1,8 @@
 """From picture files through documents to codes and back: every kind of file, the right way up."""
 
+import dataclasses
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,17 @@ from infra.schedules import SCHEDULES, nearest
 from infra.schema import ERROR_TYPE, TOKENS
 from infra.storage import Storage
 from operators.image_text import ImageText
-from pipelines.phase import check_columns
+from pipelines.phase import Phase, check_columns
 from pipelines.recipe import Recipe, Tokenize
 from pipelines.source import Source
-from pipelines.tokenize_documents import tokenize_phase
+from pipelines.tables_doc import QUERIES
+from pipelines.tokenize_documents import remove_other_replicas, tokenize_phase, tokenize_phases
 from tokenize_offline import checkpoint
 from tokenize_offline.codes import decode
 from tokenize_offline.extract_codes import ExtractCodes
 from tokenize_offline.model import Tokenizer
 
+[FLIPS] = [query for question, query in QUERIES if "self-correction" in question]
 ORIENTATION = 0x0112  # the EXIF tag
 # What Pillow's exif_transpose does for each value, backwards.
 STORED = {
@@ -160,11 +164,34 @@ def test_extreme_ratios_and_what_is_beyond_them(
     check_orientation(drawn(tokenizer, cut), pictures[-1])
 
 
-RATES = """SELECT scale, sum(sampled)::BIGINT AS drawn, sum(flipped)::BIGINT AS changed
-FROM (SELECT generate_subscripts(s.sampled, 1) AS scale, unnest(s.sampled) AS sampled,
-        unnest(s.flipped) AS flipped
-      FROM (SELECT unnest(segments) AS s FROM tokens) WHERE s.role = 'target')
-GROUP BY scale ORDER BY scale"""
+def test_sums_over_tokens_are_those_of_one_replica(
+    curated: Recipe, run_alone: Callable[[Storage, Phase], TableRecord]
+) -> None:
+    sums = "SELECT dataset, task, count(*), sum(num_tokens) FROM tokens GROUP BY ALL ORDER BY ALL"
+    documents = runs.load_record(curated.storage, "documents/mixed")
+    assert documents is not None
+    found = []
+    for replicas in (1, 2):
+        section = Tokenize(operator=ExtractCodes(device="cpu"), replicas=replicas)
+        recipe = dataclasses.replace(curated, tokenize=section)
+        for phase in tokenize_phases(recipe, documents):
+            run_alone(recipe.storage, phase)
+        with catalog.connect(recipe.storage) as con:
+            found.append([con.sql(query).fetchall() for query in (sums, FLIPS)])
+    assert found[0] == found[1]
+    with catalog.connect(curated.storage) as con:
+        lengths = [
+            con.sql(f"SELECT doc_id, num_tokens FROM {view} ORDER BY ALL").fetchall()
+            for view in ("tokens", "token_replicas WHERE replica = 1")
+        ]
+    assert lengths[0] == lengths[1]
+    # As many positions, of other codes.
+    with catalog.connect(curated.storage) as con:
+        [(num_equal,)] = con.sql(
+            "SELECT count(*) FROM tokens AS t JOIN token_replicas AS r USING (doc_id) "
+            "WHERE t.segments = r.segments AND t.task = 't2i'"
+        ).fetchall()
+    assert num_equal == 0
 
 
 def test_flips_per_scale_are_one_query_over_the_table(tmp_path: Path, upright: Image.Image) -> None:
@@ -176,7 +203,7 @@ def test_flips_per_scale_are_one_query_over_the_table(tmp_path: Path, upright: I
     part = Part("v/part-00000.parquet", len(rows))
     runs.save_record(storage, TableRecord("tokens/mixed-256", "f", "r", "doc_id", (part,)))
     with catalog.connect(storage) as con:
-        found = con.sql(RATES).fetchall()
+        found = con.sql(FLIPS).fetchall()
     images = [segment for row in rows for segment in row["segments"] if segment["kind"] == "image"]
     counts = [np.sum([image[name] for image in images], axis=0) for name in ("sampled", "flipped")]
     assert found == [(s, *c) for s, c in enumerate(zip(*map(list, counts), strict=True), start=1)]
@@ -185,6 +212,29 @@ def test_flips_per_scale_are_one_query_over_the_table(tmp_path: Path, upright: I
         for image in images
     )
     assert sum(changed for *_, changed in found) == flips > 100
+
+
+def test_replicas_beyond_the_recipes_are_removed_and_nothing_else_is(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    tables = [f"mixed-256{end}" for end in ("", "-r1", "-r2", "-r10")]
+    others = ["mixed-512", "mixed-512-r1", "mixed-256-r2-256", "mixed-256-r2-256-r1", "m-256-r1"]
+    for name in tables + others:
+        file = f"tokens/{name}/v/part-00000.parquet"
+        storage.write_part(file, TOKENS.empty_table(), TOKENS, "doc_id")
+        record = TableRecord(f"tokens/{name}", "f", "r", "doc_id", (Part(file, 0),))
+        runs.save_record(storage, record)
+    storage.write("tokens/mixed-256-r3/v/_units/p0.parquet", b"of a run that was killed")
+    recipe = Recipe(
+        dataset="mixed",
+        workspace=str(tmp_path),
+        sources=(Source(name="some", kind="folder", path=str(tmp_path)),),
+        tokenize=Tokenize(operator=ExtractCodes(device="cpu"), replicas=2),
+    )
+    for replicas, left in ((2, tables[:2]), (1, tables[:1])):
+        assert recipe.tokenize is not None
+        section = dataclasses.replace(recipe.tokenize, replicas=replicas)
+        remove_other_replicas(dataclasses.replace(recipe, tokenize=section))
+        assert storage.names("tokens") == sorted(left + others)
 
 
 def test_the_phase_names_its_table_by_the_level_and_tells_what_the_codes_are(
