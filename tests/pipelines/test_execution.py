@@ -218,12 +218,15 @@ def test_a_bug_stops_the_run_with_its_traceback_and_what_is_done_stays(
     assert runs.load_record(storage, phase.table) is None
     folder = f"{phase.table}/{runs.version_of(phase.fingerprint)}"
     there = set(storage.names(f"{folder}/_units"))
+    done = at_rest(storage, folder, there)
     before = computed(log)
     run_phase(storage, make_phase(Square(str(log))))
     again = computed(log) - before
+    # The worker may have begun what was queued behind the bug, and end it after we looked.
+    assert len(again) <= 32 - done
     units = {int(m[1]) for name in there if (m := re.match(r"p00000-(\d+)", name))}
-    assert len(again) == 32 - sum(computed_rows(name) for name in there) - compacted(folder, there)
-    assert 20 not in units
+    assert units == {0, 4, 8, 12, 16}
+    assert {hashlib.md5(f"0/{n}".encode()).hexdigest() for n in (20, 21, 22)} <= set(again)
     fresh = Storage(str(tmp_path / "fresh"))
     run_phase(fresh, make_phase(Square(str(log))))
     assert content(tmp_path / "ws/scores") == content(tmp_path / "fresh/scores")
@@ -234,10 +237,12 @@ def computed_rows(unit: str) -> int:
     return min(4, (23, 0, 9)[part] - start)
 
 
-def compacted(folder: str, units: set[str]) -> int:
-    # Part 2 comes after the row with the bug: with one worker it is never reached.
-    assert not any(name.startswith("p00002") for name in units), folder
-    return 0
+def at_rest(storage: Storage, folder: str, units: set[str]) -> int:
+    """Rows in parts, and in units of parts that are not there yet."""
+    parts = {name for name in storage.names(folder) if name.startswith("part-")}
+    left = [name for name in units if f"part-{name[1:6]}.parquet" not in parts]
+    rows = [storage.read_table(f"{folder}/{name}").num_rows for name in parts]
+    return sum(rows) + sum(map(computed_rows, left))
 
 
 def test_a_gate_that_admits_more_computes_only_those(tmp_path: Path, log: Path) -> None:
