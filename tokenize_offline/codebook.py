@@ -26,16 +26,20 @@ def fit_codebooks(
     rounds: int,
     generator: torch.Generator,
 ) -> list[float]:
-    """Lloyd's iteration through the whole multi-scale encoding; returns the error of each round.
+    """Lloyd's iteration through the whole multi-scale encoding; returns the error before each round
+    and after the last.
 
     Each round encodes all latents, then sets every code to the mean of the residuals that chose it
     (in its scale's unit), every scale's unit to the root mean square length of its residuals, and
     codes that nobody chose to residuals drawn at random. Scales that no latent has take the unit
-    of the scale before. The error is the mean square of what is left over.
+    of the scale before. The error is the mean square of what is left over. It need not fall: codes
+    are chosen by angle and residuals move with the scales before. So the best codes met are kept.
     """
     _start(quantizer, latents, generator)
-    errors = []
-    for _ in range(rounds):
+    parameters = (quantizer.semantic, quantizer.pixel, quantizer.log_magnitude)
+    best = [parameter.clone() for parameter in parameters]
+    errors: list[float] = []
+    for turn in range(rounds + 1):
         tally = _Tally(quantizer, generator)
         left, size = 0.0, 0
         for features, grids in latents:
@@ -43,10 +47,16 @@ def fit_codebooks(
             left += float(residual.square().sum())
             size += residual.numel()
         errors.append(left / size)
+        if errors[-1] <= min(errors):
+            best = [parameter.clone() for parameter in parameters]
+        if turn == rounds:
+            break
         used = tally.counts > 0
         means = tally.sums / tally.counts.clamp_min(1)[:, None]
         _set_codes(quantizer, means, ~used, torch.cat(tally.pool), generator)
         tally.set_units()
+    for parameter, kept in zip(parameters, best, strict=True):
+        parameter.copy_(kept)
     return errors
 
 

@@ -135,12 +135,8 @@ def per_scale(marks: NDArray[np.bool_], schedule: Schedule, num_scales: int) -> 
 
 
 def _features(tokenizer: Tokenizer, images: list[Pixels]) -> Tensor:
-    # An algorithm that sums in varying order, or TF32, gives other codes from run to run.
-    exact = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
     device = _device(tokenizer)
-    with exact, exact_float32(device):
+    with exact_float32(device):
         return tokenizer.features(to_unit(images).to(device))
 
 

@@ -97,6 +97,8 @@ class Loop:
                 report = save or taken % recipe.log_every == 0
                 if report:
                     self._report(stage, taken, sums)
+                if save:
+                    self.stages.share_used()
                 if self.ranks.first:
                     self.look(self.stages.tokenizer, stage, taken)
                 if save and self.ranks.first:  # at last: what a kill interrupts is done again
@@ -137,7 +139,9 @@ class Loop:
         optimiser.zero_grad()
         if stages.critic:
             stages.critic.step()
-        if stage == "joint" and (step + 1) % self.learning.restart_every == 0:
+        # Not after the last step: what starts again then would never be trained.
+        again = (step + 1) % self.learning.restart_every == 0
+        if stage == "joint" and again and step + 1 < self.learning.steps_of(stage):
             stages.restart_dead_codes(batch, self.log)
 
     def _batches(self, stage: str, start: int, stop: int) -> Generator[Batch, None, None]:

@@ -54,7 +54,7 @@ def fit(stages: Stages, pictures: Pictures, log: Log) -> None:
             latents.append((torch.cat(features), grids[0]))
     generator = StepDraws(learning, "joint", -1).torch_generator("codebooks")
     errors = fit_codebooks(stages.tokenizer.quantizer, latents, learning.lloyd_rounds, generator)
-    log(f"codebooks: error {errors[0]:.3f} to {errors[-1]:.3f} in {len(errors)} rounds")
+    log(f"codebooks: error {errors[0]:.3f} to {min(errors):.3f} in {len(errors) - 1} rounds")
 
 
 def _steps(

@@ -204,11 +204,15 @@ class Quantizer(nn.Module):
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """No autocast and no TF32 inside: reduced precision flips the nearest code."""
+    """No autocast, no TF32, no sums in varying order inside: all of them flip nearest codes."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, enabled=False):
+        # The matrix products' setting leaves the convolutions of a GPU in TF32.
+        exact = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
+        with exact, torch.autocast(device.type, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

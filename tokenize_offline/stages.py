@@ -30,6 +30,7 @@ from tokenize_offline.draws import Batch
 from tokenize_offline.learning import Learning
 from tokenize_offline.model import Tokenizer, doubled
 from tokenize_offline.perceptual import load_perceptual
+from tokenize_offline.quantizer import exact_float32
 from tokenize_offline.ranks import Ranks
 from tokenize_offline.teacher import Teacher
 from tokenize_offline.usage import tally
@@ -102,6 +103,10 @@ class Stages:
         self.used.zero_()
         log(f"  restarted {restarted} of {len(used)} codes")
 
+    def share_used(self) -> None:
+        """Every rank knows of the codes that any has used: the first one's state is all ranks'."""
+        self.used = self.ranks.total(self.used.int()) > 0
+
     @torch.no_grad()
     def latents(self, batch: Batch) -> Latents:
         """The features of all ranks' pictures, so that all ranks make the same of them."""
@@ -158,7 +163,7 @@ class Stages:
 
     def _decoders(self, batch: Batch) -> dict[str, Tensor]:
         tokenizer = self.tokenizer
-        with torch.no_grad():
+        with torch.no_grad(), exact_float32(self.ranks.device):
             # Without autocast: in bfloat16 the encoder would give other codes than extraction.
             codes = tokenizer.quantizer.encode(tokenizer.features(batch.pixels), batch.grids)
             features = tokenizer.quantizer.decode(codes, batch.grids)

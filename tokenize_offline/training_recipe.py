@@ -82,6 +82,8 @@ class TrainTokenizer:
     def check(self) -> None:
         """Raises ConfigError unless the device is there and the output can be written."""
         check_device(self.device)
+        if Path(self.output).is_dir():
+            raise ConfigError(f"output {self.output} is a folder: name a file")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe = self.folder / f".writable-{os.getpid()}"

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from infra.schedules import nearest
 from tokenize_offline.codebook import fit_codebooks, restart_dead
@@ -81,3 +82,15 @@ def test_fitting_and_restarting_on_a_gpu_do_what_the_cpu_does() -> None:
         used = torch.arange(64, device=latent.device) > 9
         assert restart_dead(one, used, (latent, GRIDS), generator) == 10
     assert errors[0] == pytest.approx(errors[1], rel=1e-2)
+
+
+def test_the_best_codes_met_are_kept_where_the_iteration_does_not_descend() -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn((4, 8, 3, 3), generator=generator)
+    smooth = F.interpolate(coarse, size=GRIDS[-1], mode="bicubic")
+    q = Quantizer(64, 4, 4)
+    errors = fit_codebooks(q, [(smooth, GRIDS)], 12, generator)
+    left = q.walk(smooth, GRIDS, lambda scale, rows: q.nearest(rows, scale)[0][..., 0])
+    assert len(errors) == 13
+    assert float(left.square().mean()) == pytest.approx(min(errors))
+    assert errors[-1] > min(errors)  # else this shows nothing
