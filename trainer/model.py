@@ -5,19 +5,24 @@ RoPE. Parameters are named as in Qwen2.5, so its text weights load by name. A pa
 without padding: tensors are [T, hidden], without a batch axis.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infra.layout import Vocabulary
 from infra.schedules import MAX_SCALES
-from trainer.attention import Mask, attend, build_mask
+from trainer import attention
 from trainer.batch import PackTensors
 from trainer.config import ModelConfig
 from trainer.loss import TokenLoss, fused_linear_cross_entropy
 from trainer.rope import rotary, rotate, sinusoid
 
 Rotation = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From queries, keys and values [heads, T, head_dim] what is attended: by a mask, or with a cache."""
 
 
 class Attention(nn.Module):
@@ -30,13 +35,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, keys)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Mask) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         def heads(projected: Tensor) -> Tensor:  # [T, n d] -> [n, T, d]
             return projected.view(len(x), -1, self.head_dim).transpose(0, 1)
 
         query = rotate(heads(self.q_proj(x)), rotation)
         key = rotate(heads(self.k_proj(x)), rotation)
-        attended = attend(query, key, heads(self.v_proj(x)), mask)
+        attended = attend(query, key, heads(self.v_proj(x)))
         return self.o_proj(attended.transpose(0, 1).flatten(1))
 
 
@@ -59,8 +64,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Mask) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, mask)
+    def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -89,6 +94,17 @@ class VisionInputs(nn.Module):
         return vision + self.scale_embedding(pack.scale - 1)
 
 
+class Head(nn.Linear):
+    """One head over text and codes. Calling it gives the loss: ZeRO-3 gathers weights per call."""
+
+    def forward(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> TokenLoss:  # type: ignore[override]
+        return fused_linear_cross_entropy(hidden, self.weight, targets, weights)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[T, vocabulary] of hidden states [T, hidden]."""
+        return F.linear(hidden, self.weight)
+
+
 class Decoder(nn.Module):
     """The whole model. Calling it on a pack gives the pack's loss."""
 
@@ -102,7 +118,7 @@ class Decoder(nn.Module):
         self.length_gain = nn.Parameter(torch.tensor([config.init_std]))
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, vocabulary.size, bias=False)
+        self.lm_head = Head(config.hidden_size, vocabulary.size, bias=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -137,19 +153,23 @@ class Decoder(nn.Module):
 
     def hidden(self, pack: PackTensors) -> Tensor:
         """[T, hidden] after the last norm."""
+        mask = attention.build_mask(pack.key_start, pack.key_end)
+        masked = partial(attention.attend, mask=mask)
+        return self.run(self.embed(pack), pack.positions, [masked] * len(self.layers))
+
+    def run(self, x: Tensor, positions: Tensor, attends: Sequence[Attend]) -> Tensor:
+        """[T, hidden] from inputs of that shape at ``positions`` [T, 3]; one function per layer."""
         config = self.config
-        rotation = rotary(pack.positions, config.mrope_sections, config.rope_theta, config.head_dim)
-        mask = build_mask(pack.key_start, pack.key_end)
-        x = self.embed(pack)
-        for layer in self.layers:
-            x = layer(x, rotation, mask)
+        rotation = rotary(positions, config.mrope_sections, config.rope_theta, config.head_dim)
+        for layer, attend in zip(self.layers, attends, strict=True):
+            x = layer(x, rotation, attend)
         return self.norm(x)
 
     def logits(self, pack: PackTensors) -> Tensor:
         """[T, vocabulary] of every position: for tests and sampling, training never stores them."""
-        return self.lm_head(self.hidden(pack))
+        return self.lm_head.logits(self.hidden(pack))
 
     def forward(self, pack: PackTensors) -> TokenLoss:
         """The pack's weighted loss sum, and cross-entropy and correctness per target."""
         hidden = self.hidden(pack)[pack.loss_index]
-        return fused_linear_cross_entropy(hidden, self.lm_head.weight, pack.targets, pack.weights)
+        return self.lm_head(hidden, pack.targets, pack.weights)
