@@ -73,9 +73,10 @@ class TrainConfig:
     weight_decay: float = 0.05
     gradient_clip: float = 1.0
     scale_alpha: float = 0.9  # equation 2; the paper uses 0.9 from the 512 level on, 0 is uniform
-    zero_stage: Literal[0, 1, 2] = 2
+    zero_stage: Literal[0, 1, 2, 3] = 2
     checkpoint_every: int = 100  # steps; the last step always writes one
     keep_checkpoints: int = 2
+    recompute: bool = False  # layers in the backward pass: far less memory for a third more time
     seed: int = 0
     reader_workers: int = 0  # processes that read ahead; 0 reads between the steps
     num_threads: int | None = None  # CPU threads per rank; null: as torch and the environment say

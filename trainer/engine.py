@@ -6,12 +6,13 @@ RANK and friends, without them the run is a group of one.
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.config import TrainConfig
 
@@ -27,6 +28,8 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it had to guess
     for name in ("DeepSpeed", "torch.utils.cpp_extension"):  # a page of INFO lines per start
         logging.getLogger(name).setLevel(logging.ERROR)
+    # DeepSpeed 0.19 calls, at every step of ZeRO-3, what torch 2.14 has given another name.
+    warnings.filterwarnings("ignore", ".*(all_gather_into|reduce_scatter)_tensor", FutureWarning)
     import deepspeed
 
     # On CPUs DeepSpeed would compile a shared-memory all-reduce at its first start (25 s, and it
@@ -77,6 +80,13 @@ def build_engine(model: nn.Module, config: TrainConfig, device: torch.device) ->
         },
     )
     return engine
+
+
+def gradient_norm(engine: Any) -> Tensor | None:
+    """The norm before clipping where DeepSpeed does not tell it: without ZeRO, in fp32."""
+    if engine.zero_optimization_stage() or engine.bfloat16_enabled():
+        return None
+    return nn.utils.get_total_norm(p.grad for p in engine.parameters() if p.grad is not None)
 
 
 def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from infra.layout import Vocabulary
 from infra.schedules import MAX_SCALES
@@ -22,7 +23,7 @@ from trainer.rope import rotary, rotate, sinusoid
 
 Rotation = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From queries, keys and values [heads, T, head_dim] what is attended: by a mask, or with a cache."""
+"""From queries, keys and values [heads, T, head_dim] what they attend to: masked, or cached."""
 
 
 class Attention(nn.Module):
@@ -112,6 +113,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.vocabulary = vocabulary
+        self.recompute = False  # layers in the backward pass, instead of storing what they compute
         # Codes are embedded by the codebook, so the text table ends with <boi> and <eoi>.
         self.embed_tokens = nn.Embedding(vocabulary.first_code, config.hidden_size)
         self.vision = VisionInputs(config, vocabulary.num_codes, code_dim)
@@ -162,7 +164,13 @@ class Decoder(nn.Module):
         config = self.config
         rotation = rotary(positions, config.mrope_sections, config.rope_theta, config.head_dim)
         for layer, attend in zip(self.layers, attends, strict=True):
-            x = layer(x, rotation, attend)
+            if self.recompute and torch.is_grad_enabled():
+                # Nothing in a layer is drawn at random, so there is no state to preserve.
+                x = checkpoint(
+                    layer, x, rotation, attend, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x = layer(x, rotation, attend)
         return self.norm(x)
 
     def logits(self, pack: PackTensors) -> Tensor:

@@ -29,7 +29,7 @@ from trainer import checkpoint, codebook, log
 from trainer.batch import PackTensors, pack_tensors
 from trainer.checkpoint import Progress
 from trainer.config import ModelConfig, TrainConfig
-from trainer.engine import build_engine, process_group
+from trainer.engine import build_engine, gradient_norm, process_group
 from trainer.log import StepLog, StepTotals
 from trainer.model import Decoder
 
@@ -76,6 +76,7 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
 
         torch.manual_seed(config.seed)
         model = Decoder(config.model, vocabulary, code_dim)
+        model.recompute = config.recompute
         if vectors is not None:
             model.load_codebook(vectors)
         engine = build_engine(model, config, device)
@@ -92,14 +93,9 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
             batch, packs_consumed = next(batches)
             progress = Progress(progress.step + 1, packs_consumed)
             rate = _learning_rate(config, progress.step, steps)
-            totals = _step(engine, batch, rate, device)
-            entry = totals.log(
-                progress.step,
-                packs_consumed,
-                time.perf_counter() - began,
-                float(engine.get_global_grad_norm() or 0.0),
-                rate,
-            )
+            totals, norm = _step(engine, batch, rate, device)
+            duration_s = time.perf_counter() - began
+            entry = totals.log(progress.step, packs_consumed, duration_s, norm, rate)
             if not math.isfinite(entry.loss):
                 raise FloatingPointError(f"the loss of step {entry.step} is {entry.loss}")
             if rank == 0:
@@ -121,8 +117,8 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
 
 def _step(
     engine: Any, batch: Sequence[PackTensors], rate: float, device: torch.device
-) -> StepTotals:
-    """One optimiser step over this rank's packs of the step."""
+) -> tuple[StepTotals, float]:
+    """One optimiser step over this rank's packs; what it sums up to, and the gradient's norm."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
     batch = [pack.to(device) for pack in batch]
@@ -135,9 +131,10 @@ def _step(
     for pack in batch:
         result = engine(pack)
         engine.backward(result.loss * share)
+        norm = gradient_norm(engine)
         engine.step()
         totals.add(pack, result)
-    return totals.reduce()
+    return totals.reduce(), float(norm if norm is not None else engine.get_global_grad_norm())
 
 
 def _batches(

@@ -197,3 +197,21 @@ def test_text_equals_qwen2_of_transformers():
         expected = peer(input_ids=torch.tensor([ids])).last_hidden_state[0]
         hidden = ours.hidden(_tensors([[_text(*ids)]]))
     torch.testing.assert_close(hidden, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_recomputed_layers_run_twice_and_change_no_gradient(model):
+    pack = _tensors(_documents())
+    model.zero_grad()
+    model(pack).loss.backward()
+    stored = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    runs = []
+    hooks = [layer.register_forward_pre_hook(lambda *_: runs.append(1)) for layer in model.layers]
+    model.recompute = True
+    model(pack).loss.backward()
+    model.recompute = False
+    for hook in hooks:
+        hook.remove()
+    assert len(runs) == 2 * len(model.layers)
+    assert all(map(torch.equal, stored, [parameter.grad for parameter in model.parameters()]))
+    model.zero_grad()

@@ -177,10 +177,11 @@ def _tensors(tree):
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one_rank_with_the_same_packs_per_step(config, tmp_path):
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_two_ranks_equal_one_rank_with_the_same_packs_per_step(config, tmp_path, zero_stage):
     """The last pack has no image: one rank then trains on text alone beside one with images."""
     recipe = tmp_path / "recipe.yaml"
-    two = replace(config, micro_batches=1, output=config.output + "-two")
+    two = replace(config, micro_batches=1, zero_stage=zero_stage, output=config.output + "-two")
     recipe.write_text(yaml.safe_dump(recipes.as_dict(two)))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     subprocess.run(
@@ -199,8 +200,18 @@ def test_two_ranks_equal_one_rank_with_the_same_packs_per_step(config, tmp_path)
         train(replace(two, micro_batches=2))
 
 
-@pytest.mark.parametrize("settings", [{"zero_stage": 0}, {"zero_stage": 1}, {"reader_workers": 1}])
-def test_zero_stages_and_reader_processes_change_no_loss(config, settings):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"zero_stage": 0},
+        {"zero_stage": 1},
+        {"zero_stage": 3},
+        {"recompute": True},
+        {"recompute": True, "zero_stage": 3},
+        {"reader_workers": 1},
+    ],
+)
+def test_zero_stages_recomputing_and_reader_processes_change_no_loss(config, settings):
     train(replace(config, steps=3))
     other = replace(config, steps=3, output=config.output + "-other", **settings)
     train(other)
