@@ -71,6 +71,7 @@ class TrainConfig:
     decay: Literal["constant", "cosine"] = "constant"
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
+    trainable: Literal["all", "new"] = "all"  # new: `trainer.alignment`, the paper's first stage
     gradient_clip: float = 1.0
     scale_alpha: float = 0.9  # equation 2; the paper uses 0.9 from the 512 level on, 0 is uniform
     zero_stage: Literal[0, 1, 2, 3] = 2

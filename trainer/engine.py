@@ -7,14 +7,16 @@ RANK and friends, without them the run is a group of one.
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.alignment import train_new_parts, widened_tables
 from trainer.config import TrainConfig
+from trainer.model import Decoder
 
 
 @contextmanager
@@ -56,13 +58,17 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
             deepspeed.comm.destroy_process_group()
 
 
-def build_engine(model: nn.Module, config: TrainConfig, device: torch.device) -> Any:
+def build_engine(model: Decoder, config: TrainConfig, device: torch.device) -> Any:
     """The DeepSpeed engine: ZeRO, AdamW, clipping; bf16 (fp32 states) on a GPU, fp32 on a CPU."""
     import deepspeed
 
+    whole: list[Tensor] = []
+    if config.trainable == "new":
+        train_new_parts(model)
+        whole += widened_tables(model)
     # torch's AdamW: DeepSpeed's own CPU Adam compiles for over a minute at its first start.
     optimizer = torch.optim.AdamW(
-        _decayed(model, config.weight_decay),
+        _decayed(model, config.weight_decay, whole),
         lr=config.learning_rate,
         betas=config.betas,
         fused=True,
@@ -89,10 +95,14 @@ def gradient_norm(engine: Any) -> Tensor | None:
     return nn.utils.get_total_norm(p.grad for p in engine.parameters() if p.grad is not None)
 
 
-def _decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only; norms, biases and gains keep their scale."""
-    parameters = list(model.parameters())
+def _decayed(
+    model: nn.Module, weight_decay: float, without: Sequence[Tensor]
+) -> list[dict[str, Any]]:
+    """Weight decay for matrices only, but for some: norms, biases and gains keep their scale."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.dim() > 1 and all(p is not other for other in without)]
+    rest = [p for p in parameters if all(p is not other for other in decayed)]
     return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
     ]

@@ -194,6 +194,7 @@ def _identity(config: TrainConfig, packs: Packs, code_dim: int, ranks: int) -> d
         "model": asdict(config.model) | {"code_dim": code_dim},
         "ranks": ranks,
         "zero_stage": config.zero_stage,
+        "trainable": config.trainable,
     }
 
 

@@ -8,65 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
 from infra import config as recipes
 from infra.config import ConfigError
-from infra.layout import Image, Text
-from infra.schedules import SCHEDULES
-from packing.cost import Coefficients
-from packing.members import Document
-from packing.reader import Facts, PackError
-from packing.shards import shard_name, write_shard
+from packing.reader import PackError
 from trainer import codebook
-from trainer.config import ModelConfig, TrainConfig
+from trainer.config import TrainConfig
 from trainer.train import train
 
 ROOT = Path(__file__).parents[2]
-TINY = ModelConfig(hidden_size=48, intermediate_size=64, num_layers=2, num_heads=4,
-                   num_kv_heads=2, head_dim=16, mrope_sections=(2, 3, 3))  # fmt: skip
-SCALES, NUM_CODES, TEXT_SIZE = 4, 40, 30
-
-
-def write_packs(folder: Path, num_packs: int = 6, seed: int = 0) -> Path:
-    """Packs that use a quarter of the codes, a third of the text ids; the last holds no image."""
-    rng = np.random.default_rng(seed)
-
-    def document(name: str, with_image: bool) -> Document:
-        schedule = int(rng.integers(len(SCHEDULES)))
-        codes = rng.integers(0, NUM_CODES // 4, SCHEDULES[schedule].num_codes(SCALES))
-        text = Text(rng.integers(0, TEXT_SIZE // 3, 6))
-        image = (Image(schedule, SCALES, codes, codes),) if with_image else ()
-        return Document(name, 0, "t2i", "made-up", (text, *image))
-
-    packs = [
-        (p, [document(f"{p}-{d}", p < num_packs - 1) for d in range(3)]) for p in range(num_packs)
-    ]
-    folder.mkdir(parents=True)
-    with (folder / shard_name(0)).open("wb") as file:
-        index = write_shard(file, shard_name(0), packs, Coefficients(1.0, 0.0, 0.0))
-    pq.write_table(index, folder / "index.parquet")
-    facts = Facts("tokenizer-a", "text-a", NUM_CODES, TEXT_SIZE, 256, "fixed_compute", 4096, seed)
-    (folder / "packs.json").write_bytes(facts.to_json())
-    return folder
-
-
-@pytest.fixture
-def config(tmp_path):
-    return TrainConfig(
-        packs=str(write_packs(tmp_path / "packs")),
-        output=str(tmp_path / "run"),
-        steps=6,
-        epochs=100,
-        model=TINY,
-        micro_batches=2,
-        learning_rate=1e-2,
-        checkpoint_every=2,
-        num_threads=1,
-    )
+SCALES, NUM_CODES = 4, 40  # of `write_packs`
 
 
 def _log(config: TrainConfig) -> list[dict]:
@@ -236,10 +190,10 @@ def test_a_codebook_of_another_tokenizer_is_refused_by_name(config, tmp_path):
     assert not Path(config.output).exists()
 
 
-def test_another_model_or_other_packs_do_not_continue_a_run(config, tmp_path):
+def test_another_model_or_other_packs_do_not_continue_a_run(config, write_packs, tmp_path):
     train(replace(config, steps=2))
     with pytest.raises(ConfigError, match=r"was made with model .*'num_layers': 2.*num_layers': 3"):
-        train(replace(config, model=replace(TINY, num_layers=3)))
+        train(replace(config, model=replace(config.model, num_layers=3)))
     others = write_packs(tmp_path / "others", seed=1)
     with pytest.raises(ConfigError, match="was made with packs"):
         train(replace(config, packs=str(others)))
