@@ -1,11 +1,14 @@
 """Checkpoints: written beside, renamed when complete, so that one that exists is whole.
 
 ``<output>/checkpoints/step-00000100/`` holds ``state.json`` (step, packs consumed, what the run is
-made of) and DeepSpeed's own files under ``engine/`` (parameters, optimiser, random state).
+made of) and DeepSpeed's own files under ``engine/`` (parameters, optimiser, random state), made for
+a number of ranks. For another number they are converted first, once, into ``universal/``.
 """
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ import torch
 
 from infra.config import ConfigError
 
-_TAG = "engine"
+_TAG, _UNIVERSAL = "engine", "universal"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ def save(
         state = {
             "step": progress.step,
             "packs_consumed": progress.packs_consumed,
+            "ranks": torch.distributed.get_world_size(),
             "identity": dict(identity),
         }
         (writing / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
@@ -72,11 +76,48 @@ def check(checkpoint: Path, identity: Mapping[str, Any]) -> None:
             )
 
 
+def convert(checkpoint: Path) -> bool:
+    """Make the checkpoint loadable if it is of another number of ranks; whether it was so.
+
+    All ranks must call this. Without ZeRO every rank's state is the same, and nothing is to do.
+    """
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    same = state["ranks"] == torch.distributed.get_world_size()
+    if same or not state["identity"]["zero_stage"]:
+        return False
+    final = checkpoint / _UNIVERSAL
+    if torch.distributed.get_rank() == 0 and not final.exists():
+        writing = checkpoint / f".{_UNIVERSAL}.writing"
+        shutil.rmtree(writing, ignore_errors=True)
+        # In a process of its own: it starts others, which must not inherit this group.
+        run = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+        folders = ["--input_folder", str(checkpoint / _TAG), "--output_folder", str(writing)]
+        done = subprocess.run(
+            [*run, *folders, "--inject_missing_state"], check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"{checkpoint} cannot be converted:\n{done.stderr[-2000:]}")
+        writing.rename(final)
+    torch.distributed.barrier()
+    return True
+
+
 def load(checkpoint: Path, engine: Any) -> Progress:
     """Restore parameters, optimiser and random state into ``engine``."""
-    path, client_state = engine.load_checkpoint(str(checkpoint), tag=_TAG)
+    groups = engine.optimizer.param_groups
+    decays = [group["weight_decay"] for group in groups]
+    universal = engine.load_universal_checkpoint()
+    tag = _UNIVERSAL if universal else _TAG
+    path, client_state = engine.load_checkpoint(str(checkpoint), tag=tag)
     if path is None:
         raise FileNotFoundError(f"checkpoint {checkpoint} is incomplete: delete it")
+    if universal:
+        # DeepSpeed 0.19 gives all groups what the first one had, and all parameters one and the
+        # same counter of steps, which each of them would count up.
+        for group, decay in zip(groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for moments in engine.optimizer.optimizer.state.values():
+            moments["step"] = moments["step"].clone()
     torch.set_rng_state(client_state["rng"])
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return Progress(state["step"], state["packs_consumed"])

@@ -58,8 +58,13 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
             deepspeed.comm.destroy_process_group()
 
 
-def build_engine(model: Decoder, config: TrainConfig, device: torch.device) -> Any:
-    """The DeepSpeed engine: ZeRO, AdamW, clipping; bf16 (fp32 states) on a GPU, fp32 on a CPU."""
+def build_engine(
+    model: Decoder, config: TrainConfig, device: torch.device, universal: bool = False
+) -> Any:
+    """The DeepSpeed engine: ZeRO, AdamW, clipping; bf16 (fp32 states) on a GPU, fp32 on a CPU.
+
+    ``universal``: it is to load a checkpoint that was converted from another number of ranks.
+    """
     import deepspeed
 
     whole: list[Tensor] = []
@@ -82,6 +87,7 @@ def build_engine(model: Decoder, config: TrainConfig, device: torch.device) -> A
             "gradient_clipping": config.gradient_clip,
             "zero_optimization": {"stage": config.zero_stage},
             "bf16": {"enabled": device.type == "cuda"},
+            "checkpoint": {"load_universal": universal},
             "steps_per_print": 10**9,  # the loop has its own log
         },
     )

@@ -69,17 +69,19 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
 
     with process_group() as (rank, ranks, device):
         steps = _num_steps(config, packs, ranks)
-        identity = _identity(config, packs, code_dim, ranks)
+        identity = _identity(config, packs, code_dim)
         newest = next(reversed(checkpoint.complete(checkpoints)), None)
+        universal = False
         if newest:
             checkpoint.check(newest, identity)
+            universal = checkpoint.convert(newest)
 
         torch.manual_seed(config.seed)
         model = Decoder(config.model, vocabulary, code_dim)
         model.recompute = config.recompute
         if vectors is not None:
             model.load_codebook(vectors)
-        engine = build_engine(model, config, device)
+        engine = build_engine(model, config, device, universal)
         progress = checkpoint.load(newest, engine) if newest else Progress()
         resumed_from = progress.step
         if rank == 0:
@@ -182,7 +184,7 @@ def _num_steps(config: TrainConfig, packs: Packs, ranks: int) -> int:
     return min(config.steps, config.epochs * (packs.num_packs // per_step))
 
 
-def _identity(config: TrainConfig, packs: Packs, code_dim: int, ranks: int) -> dict[str, Any]:
+def _identity(config: TrainConfig, packs: Packs, code_dim: int) -> dict[str, Any]:
     """What must stay the same for a checkpoint to be continued."""
     content = hashlib.blake2b(digest_size=16)
     for checksum in packs.index["sha256"].to_pylist():
@@ -192,7 +194,6 @@ def _identity(config: TrainConfig, packs: Packs, code_dim: int, ranks: int) -> d
         "vocabulary": packs.facts.vocabulary_id,
         "packs": content.hexdigest(),
         "model": asdict(config.model) | {"code_dim": code_dim},
-        "ranks": ranks,
         "zero_stage": config.zero_stage,
         "trainable": config.trainable,
     }

@@ -21,5 +21,5 @@ def test_what_differs_is_named_with_both_values(tmp_path):
     checkpoint.check(tmp_path, identity)
     with pytest.raises(ConfigError, match="tokenizer a, this run has b"):
         checkpoint.check(tmp_path, identity | {"tokenizer": "b"})
-    with pytest.raises(ConfigError, match="ranks None, this run has 2"):
-        checkpoint.check(tmp_path, identity | {"ranks": 2})
+    with pytest.raises(ConfigError, match="zero_stage None, this run has 2"):
+        checkpoint.check(tmp_path, identity | {"zero_stage": 2})
