@@ -4,7 +4,9 @@
 touches each kind of position once, without branching on a pack's contents.
 """
 
-from dataclasses import dataclass, fields
+from collections import abc
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from trainer.config import ModelConfig
 from trainer.loss import scale_weights
 from trainer.rope import positions_3d
 from trainer.vision_inputs import sequence_taps
+
+Label = tuple[str, str]
+"""Task and source of a document, by which the log splits losses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +43,21 @@ class PackTensors:
     targets: Tensor  # [T_l] vocabulary ids
     weights: Tensor  # [T_l] fp32: 1 for text, equation 2 for codes
     loss_scale: Tensor  # [T_l] 0 for text, s for a code of scale s
+    loss_document: Tensor  # [T_l] place of its document in the pack
+    labels: tuple[Label, ...] = ()  # of the documents, or none
 
     @property
     def num_tokens(self) -> int:
         return len(self.positions)
 
     def to(self, device: torch.device) -> "PackTensors":
-        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
-        return PackTensors(**moved)
+        tensors: Any = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
 
 
-def pack_tensors(sequence: Sequence, config: ModelConfig, scale_alpha: float) -> PackTensors:
+def pack_tensors(
+    sequence: Sequence, config: ModelConfig, scale_alpha: float, labels: abc.Iterable[Label] = ()
+) -> PackTensors:
     """The tensors of one pack, on the CPU; ``scale_alpha`` is equation 2's exponent."""
     tap_codes, tap_weights = sequence_taps(sequence)
     text = np.flatnonzero(sequence.scale == 0)
@@ -76,6 +85,8 @@ def pack_tensors(sequence: Sequence, config: ModelConfig, scale_alpha: float) ->
         targets=integers(sequence.targets[loss]),
         weights=torch.from_numpy(loss_weights(sequence, scale_alpha)[loss]),
         loss_scale=integers(sequence.loss_scale[loss]),
+        loss_document=integers(sequence.document[loss]),
+        labels=tuple(labels),
     )
 
 

@@ -6,6 +6,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from infra.layout import Vocabulary
+from packing.cost import ModelShape
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -53,6 +56,18 @@ class ModelConfig:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: use a positive number")
 
+    def shape(self, vocabulary: Vocabulary) -> ModelShape:
+        """What a step of this model costs (`packing.cost`)."""
+        return ModelShape(
+            hidden=self.hidden_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            intermediate=self.intermediate_size,
+            vocabulary=vocabulary.size,
+        )
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -80,6 +95,7 @@ class TrainConfig:
     recompute: bool = False  # layers in the backward pass: far less memory for a third more time
     seed: int = 0
     reader_workers: int = 0  # processes that read ahead; 0 reads between the steps
+    peak_tflops: float | None = None  # of a rank, in the run's type; null: no MFU in the log
     num_threads: int | None = None  # CPU threads per rank; null: as torch and the environment say
 
     def __post_init__(self) -> None:
@@ -99,3 +115,5 @@ class TrainConfig:
             raise ValueError(f"betas are {self.betas}: use numbers in [0, 1)")
         if self.num_threads is not None and self.num_threads < 1:
             raise ValueError(f"num_threads is {self.num_threads}: use at least 1, or null")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise ValueError(f"peak_tflops is {self.peak_tflops}: use a positive number, or null")

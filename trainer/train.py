@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from infra.config import ConfigError, load
 from infra.layout import layout
 from infra.segments import Vocabulary
+from packing.cost import flops
 from packing.reader import Pack, Packs, PackStream, open_packs
 from trainer import checkpoint, codebook, log
 from trainer.batch import PackTensors, pack_tensors
@@ -93,11 +94,20 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
         while progress.step < steps:
             began = time.perf_counter()
             batch, packs_consumed = next(batches)
+            data_s = time.perf_counter() - began
             progress = Progress(progress.step + 1, packs_consumed)
             rate = _learning_rate(config, progress.step, steps)
             totals, norm = _step(engine, batch, rate, device)
             duration_s = time.perf_counter() - began
-            entry = totals.log(progress.step, packs_consumed, duration_s, norm, rate)
+            entry = totals.log(
+                step=progress.step,
+                packs_consumed=packs_consumed,
+                duration_s=duration_s,
+                data_s=data_s,
+                gradient_norm=norm,
+                learning_rate=rate,
+                mfu=_mfu(config, packs, packs_consumed, ranks, duration_s),
+            )
             if not math.isfinite(entry.loss):
                 raise FloatingPointError(f"the loss of step {entry.step} is {entry.loss}")
             if rank == 0:
@@ -171,7 +181,8 @@ def _batches(
 
 
 def _tensors(vocabulary: Vocabulary, model: ModelConfig, alpha: float, pack: Pack) -> PackTensors:
-    return pack_tensors(layout(pack.segments, vocabulary), model, alpha)
+    labels = ((document.task, document.source) for document in pack.documents)
+    return pack_tensors(layout(pack.segments, vocabulary), model, alpha, labels)
 
 
 def _num_steps(config: TrainConfig, packs: Packs, ranks: int) -> int:
@@ -197,6 +208,20 @@ def _identity(config: TrainConfig, packs: Packs, code_dim: int) -> dict[str, Any
         "zero_stage": config.zero_stage,
         "trainable": config.trainable,
     }
+
+
+def _mfu(
+    config: TrainConfig, packs: Packs, packs_consumed: int, ranks: int, duration_s: float
+) -> float | None:
+    """The step's model FLOPs over what all ranks could have done meanwhile."""
+    if config.peak_tflops is None:
+        return None
+    per_step = ranks * config.micro_batches
+    # Every epoch's first step begins at its first pack, so a step never spans two.
+    step = packs.index.slice((packs_consumed - per_step) % packs.num_packs, per_step)
+    tokens, loss, pairs = (step[f"num_{of}"].to_numpy() for of in ("tokens", "loss", "pairs"))
+    done = flops(tokens, loss, pairs, config.model.shape(packs.facts.vocabulary)).sum()
+    return float(done) / (ranks * config.peak_tflops * 1e12 * duration_s)
 
 
 def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:

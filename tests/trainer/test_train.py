@@ -14,7 +14,8 @@ import yaml
 
 from infra import config as recipes
 from infra.config import ConfigError
-from packing.reader import PackError
+from packing.cost import flops
+from packing.reader import PackError, open_packs
 from trainer import codebook
 from trainer.config import TrainConfig
 from trainer.train import train
@@ -30,7 +31,8 @@ def _log(config: TrainConfig) -> list[dict]:
 
 def _untimed(entries: list[dict]) -> list[dict]:
     return [
-        {k: v for k, v in e.items() if k not in ("duration_s", "tokens_per_s")} for e in entries
+        {k: v for k, v in e.items() if k not in ("duration_s", "data_s", "tokens_per_s")}
+        for e in entries
     ]
 
 
@@ -64,6 +66,22 @@ def test_packs_that_fill_no_step_are_left_out_of_every_epoch(config):
     assert [entry["packs_consumed"] for entry in _log(config)] == [4, 10, 16]
     one_epoch = replace(config, steps=100, epochs=1, output=config.output + "-2")
     assert train(one_epoch).steps == 3
+
+
+def test_the_log_tells_tasks_sources_and_the_share_of_the_peak(config):
+    train(replace(config, steps=4, micro_batches=4, peak_tflops=1e-3))
+    entries = _log(config)
+    packs = open_packs(config.packs)
+    shape = config.model.shape(packs.facts.vocabulary)
+    for entry in entries:
+        assert entry["tasks"]["t2i"] == entry["sources"]["made-up"]
+        assert entry["tasks"]["t2i"]["loss"] == pytest.approx(entry["loss"])
+        assert entry["data_s"] < entry["duration_s"]
+        # 6 packs: every epoch takes its first 4
+        index = packs.index.slice(0, 4)
+        counts = (index[name].to_numpy() for name in ("num_tokens", "num_loss", "num_pairs"))
+        done = entry["mfu"] * 1e9 * entry["duration_s"]
+        assert done == pytest.approx(flops(*counts, shape).sum())
 
 
 def test_gradient_accumulation_weighs_all_positions_alike(config):
