@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -25,7 +26,7 @@ from infra.config import ConfigError, load
 from infra.layout import layout
 from infra.segments import Vocabulary
 from packing.cost import flops
-from packing.reader import Pack, Packs, PackStream, open_packs
+from packing.reader import Pack, Packs, PackStream, open_packs, read_pack
 from trainer import checkpoint, codebook, log
 from trainer.batch import PackTensors, pack_tensors
 from trainer.checkpoint import Progress
@@ -89,6 +90,8 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
             output.mkdir(parents=True, exist_ok=True)
             log.keep_until(log_path, progress.step)
 
+        if progress.step < steps:
+            _probe(engine, packs, config, device)
         entry = None
         batches = _batches(packs, config, progress.packs_consumed, rank, ranks)
         while progress.step < steps:
@@ -125,6 +128,24 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
         checkpoint=checkpoint.complete(checkpoints)[-1],
         log=log_path,
     )
+
+
+def _probe(engine: Any, packs: Packs, config: TrainConfig, device: torch.device) -> None:
+    """Run the longest pack forward and backward first: memory that is too small shows at once.
+
+    Its gradients are thrown away, so that no step differs for it. Raises ConfigError.
+    """
+    longest = int(np.argmax(packs.index["num_tokens"].to_numpy()))
+    to_tensors = partial(_tensors, packs.facts.vocabulary, config.model, config.scale_alpha)
+    pack = to_tensors(read_pack(packs, longest)).to(device)
+    parameters = [p for p in engine.parameters() if p.requires_grad]
+    try:
+        torch.autograd.grad(engine.module(pack).loss, parameters)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"the longest pack, {longest} with {pack.num_tokens:,} tokens, does not fit into the "
+            "memory of the device: set `recompute`, raise zero_stage, or lower tokens_per_pack"
+        ) from None
 
 
 def _step(

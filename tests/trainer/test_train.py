@@ -18,6 +18,7 @@ from packing.cost import flops
 from packing.reader import PackError, open_packs
 from trainer import codebook
 from trainer.config import TrainConfig
+from trainer.model import Decoder
 from trainer.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,24 @@ def test_the_log_tells_tasks_sources_and_the_share_of_the_peak(config):
         assert done == pytest.approx(flops(*counts, shape).sum())
 
 
+def test_a_device_too_small_for_the_longest_pack_is_told_before_the_first_step(config, monkeypatch):
+    """Stands in for a GPU: the longest of the packs has no room there."""
+    index = open_packs(config.packs).index
+    sizes = index["num_tokens"].to_pylist()
+    forward = Decoder.forward
+
+    def small(self, pack):
+        if pack.num_tokens == max(sizes):
+            raise torch.OutOfMemoryError
+        return forward(self, pack)
+
+    monkeypatch.setattr(Decoder, "forward", small)
+    place = sizes.index(max(sizes))
+    with pytest.raises(ConfigError, match=f"the longest pack, {place} with {max(sizes)} tokens"):
+        train(config)
+    assert _log(config) == []
+
+
 def test_gradient_accumulation_weighs_all_positions_alike(config):
     """Pack weights differ, yet the first step's loss is the mean over all of its positions."""
     train(replace(config, steps=1, micro_batches=6))
@@ -103,6 +122,7 @@ KILLED = """
 import os, signal, sys
 from infra.config import load
 from trainer.config import TrainConfig
+from trainer.model import Decoder
 from trainer.train import train
 def kill(entry, steps):
     if entry.step == 5:
