@@ -48,6 +48,11 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
     Raises ConfigError for a missing or malformed file and whatever `build` refuses.
     """
+    return build(cls, read(path, overrides))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML recipe with its overrides. Raises ConfigError."""
     path = Path(path)
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -59,7 +64,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         raise ConfigError(f"recipe {path} holds {type(tree).__name__}, expected `key: value` lines")
     for override in overrides:
         _apply(tree, override)
-    return build(cls, tree)
+    return tree
 
 
 def build(cls: type[T], tree: Mapping[str, Any], place: str = "") -> T:

@@ -72,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
         what = f"of a {price.replace('-', ' ')}".replace("a million", "a million VLM")
         estimate.add_argument(f"--{price}-price", type=float, default=0.0, help=f"price {what}")
     _add_session(estimate)
-    command("train", _train, "train the decoder on the packs")
+    train = command("train", _train, "train the decoder on the packs")
+    train.epilog = "RECIPE is a whole job's, or the trainer's own: then it names `packs`."
     command("train-tokenizer", _train_tokenizer, "train a visual tokenizer on photographs")
     command("status", _status, "which phases are done, stale or missing, and why")
     stats = command("stats", _stats, "funnel and distributions of a dataset")
@@ -125,6 +126,25 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--tflops", type=float, default=0.0, help="of a rank, for tokens/s")
     simulate.add_argument("--seed", type=int, default=0, help="order of documents")
     simulate.add_argument("--output", help="page (default: simulation.html, workspace)")
+    export = command("export", _export, "a trained model as a folder of safetensors", recipe=False)
+    export.add_argument("checkpoint", help="a step-... folder of a run's checkpoints")
+    export.add_argument("folder", help="where to write it")
+    export.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    sample = command("sample", _sample, "pictures of a prompt from a trained model", recipe=False)
+    sample.add_argument("model", help="an exported model's folder")
+    sample.add_argument("prompt", help='what to draw; "" for whatever the model likes')
+    sample.add_argument("--pictures", type=int, default=1, help="default: %(default)s")
+    sample.add_argument("--level", type=int, default=256, help="256, 512 or 1024")
+    sample.add_argument("--aspect", default="1:1", metavar="W:H", help="default: %(default)s")
+    sample.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest codes")
+    sample.add_argument("--top-k", type=int, default=0, help="codes to draw from (default: all)")
+    sample.add_argument("--top-p", type=float, default=1.0, help="share of the chances to keep")
+    sample.add_argument("--guidance", type=float, default=1.0, help="towards the prompt; 1: none")
+    sample.add_argument("--seed", type=int, default=0, help="of the first picture")
+    sample.add_argument("--tokenizer", default="", help="visual tokenizer (default: the carried)")
+    sample.add_argument("--vocabulary", default="", help="of texts (default: Qwen2.5's)")
+    sample.add_argument("--device", default="", help="cpu or cuda (default: what is there)")
+    sample.add_argument("--output", default="samples", help="a folder (default: %(default)s)")
     sql = command("sql", _sql, "a DuckDB query over all tables of a workspace", recipe=False)
     sql.add_argument("query", help="for example: SELECT status, count(*) FROM decisions GROUP BY 1")
     sql.add_argument("-w", "--workspace", default="workspace/demo", help="default: %(default)s")
@@ -179,9 +199,50 @@ def _estimate(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from infra import config
+    from pipelines.recipe import recipe_path
+
+    if "packs" in config.read(recipe_path(args.recipe)):
+        from pipelines.train_packs import train_folder
+
+        train_folder(recipe_path(args.recipe), args.overrides)
+        return
     from pipelines import whole_job
 
     whole_job.train_only(args.recipe, args.overrides)
+
+
+def _export(args: argparse.Namespace) -> None:
+    import torch
+
+    from trainer.export import export
+
+    export(args.checkpoint, args.folder, getattr(torch, args.dtype))
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from pipelines.sample import sample
+    from trainer.sampling import Sampling
+
+    try:
+        names = ("temperature", "top_k", "top_p", "guidance", "seed")
+        sampling = Sampling(**{name: getattr(args, name) for name in names})
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    written = sample(
+        args.model,
+        args.prompt,
+        sampling,
+        num_pictures=args.pictures,
+        level=args.level,
+        aspect=args.aspect,
+        tokenizer=args.tokenizer,
+        vocabulary=args.vocabulary,
+        output=args.output,
+        device=args.device,
+    )
+    for path in written:
+        print(path)
 
 
 def _train_tokenizer(args: argparse.Namespace) -> None:

@@ -1,11 +1,13 @@
 """Packs -> trained steps: ``nextscale train RECIPE``. Joins trainer, packs and tokenizer."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from infra.config import ConfigError, build
+from infra.config import ConfigError, build, load
 from infra.runs import TableRecord
+from packing.packs import PackError, open_packs
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 from pipelines.status import State
@@ -42,14 +44,6 @@ def train_packs(recipe: Recipe, packs: TableRecord) -> None:
 
     Raises ConfigError where the packs are of other codes or text ids than the recipe's.
     """
-    import torch
-    from torch.nn import functional
-
-    from tokenize_offline import checkpoint
-    from trainer import codebook
-    from trainer.log import StepLog
-    from trainer.train import train
-
     config = train_config(recipe, packs)
     assert config is not None
     assert recipe.tokenize is not None
@@ -60,23 +54,58 @@ def train_packs(recipe: Recipe, packs: TableRecord) -> None:
                 f"{packs.table} has {name} {packs.facts[name]}, the recipe's tokenizer {value}: "
                 "take the tokenizer that made the packs, or run `nextscale pack` again"
             )
-    # Visual embeddings start as the tokenizer's codes (paper, 2.2).
-    tokenizer = checkpoint.load(operator.checkpoint)
-    vectors = Path(config.output) / "codebook.safetensors"
-    halves = (tokenizer.quantizer.semantic, tokenizer.quantizer.pixel)
-    units = torch.cat([functional.normalize(half, dim=1) for half in halves], dim=1)
-    codebook.write(vectors, units, operator.tokenizer_id)
-    progress = Progress(f"train/{recipe.tokens_name}", config.steps, "steps")
+    config = replace(config, codebook=str(_write_codebook(operator.checkpoint, config.output)))
+    _train(config, f"train/{recipe.tokens_name}")
+
+
+def train_folder(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Train as a recipe of the trainer's own says, on any folder of packs (`TrainConfig`).
+
+    Where it names no codebook and the packs are of the carried tokenizer, that one's is taken.
+    """
+    from tokenize_offline import checkpoint
+
+    config = load(TrainConfig, path, overrides)
+    try:
+        tokenizer_id = open_packs(config.packs).facts.tokenizer_id
+    except PackError as error:
+        raise ConfigError(str(error)) from None
+    if config.codebook is None and tokenizer_id == checkpoint.identity():
+        config = replace(config, codebook=str(_write_codebook("", config.output)))
+    _train(config, f"train {config.packs}")
+
+
+def _train(config: TrainConfig, name: str) -> None:
+    from trainer.log import StepLog
+    from trainer.train import train
+
+    progress = Progress(name, config.steps, "steps")
 
     def show(entry: StepLog, steps: int) -> None:
         progress.total = steps
         progress.add(entry.step - progress.done)
 
-    result = train(replace(config, codebook=str(vectors)), show)
+    result = train(config, show)
     if result.last is None:
         progress.close("up to date")
     else:
         progress.close(f"{result.last.tokens_per_s:,.0f} tokens/s at the end")
+
+
+def _write_codebook(tokenizer: str, output: str) -> Path:
+    """Visual embeddings start as the tokenizer's codes (paper, 2.2); the file that holds them."""
+    import torch
+    from torch.nn import functional
+
+    from tokenize_offline import checkpoint
+    from trainer import codebook
+
+    path = Path(output) / "codebook.safetensors"
+    quantizer = checkpoint.load(tokenizer).quantizer
+    halves = (quantizer.semantic, quantizer.pixel)
+    units = torch.cat([functional.normalize(half, dim=1) for half in halves], dim=1)
+    codebook.write(path, units, checkpoint.identity(tokenizer))
+    return path
 
 
 def train_state(recipe: Recipe, packs: TableRecord) -> State:

@@ -77,6 +77,7 @@ class TrainConfig:
     output: str  # log.jsonl and checkpoints/ go here; a run found there is continued
     steps: int
     codebook: str | None = None  # safetensors of the tokenizer's codebook; null: random embeddings
+    initialise_from: str | None = None  # an exported model, or a Qwen2.5 by hub id or folder
     code_dim: int = 40  # width of the visual embeddings where no codebook says it
     model: ModelConfig = field(default_factory=ModelConfig)
     micro_batches: int = 1  # M: packs per rank and step; a step takes ranks x M packs

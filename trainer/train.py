@@ -34,6 +34,7 @@ from trainer.config import ModelConfig, TrainConfig
 from trainer.engine import build_engine, gradient_norm, process_group
 from trainer.log import StepLog, StepTotals
 from trainer.model import Decoder
+from trainer.pretrained import initialise
 
 OnStep = Callable[[StepLog, int], None]
 """Called on the first rank after every step, with the number of steps of the whole run."""
@@ -83,6 +84,9 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
         model.recompute = config.recompute
         if vectors is not None:
             model.load_codebook(vectors)
+        if config.initialise_from is not None and not newest:
+            facts = packs.facts
+            initialise(model, config.initialise_from, facts.tokenizer_id, facts.vocabulary_id)
         engine = build_engine(model, config, device, universal)
         progress = checkpoint.load(newest, engine) if newest else Progress()
         resumed_from = progress.step

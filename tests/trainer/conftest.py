@@ -1,5 +1,6 @@
 """Packs of made-up documents, and a tiny run over them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,16 +48,25 @@ def write_packs():
     return _write_packs
 
 
+@pytest.fixture(scope="session")
+def run_config():
+    def make(folder: Path, **settings) -> TrainConfig:
+        made = TrainConfig(
+            packs=str(_write_packs(folder / "packs")),
+            output=str(folder / "run"),
+            steps=6,
+            epochs=100,
+            model=TINY,
+            micro_batches=2,
+            learning_rate=1e-2,
+            checkpoint_every=2,
+            num_threads=1,
+        )
+        return replace(made, **settings)
+
+    return make
+
+
 @pytest.fixture
-def config(tmp_path) -> TrainConfig:
-    return TrainConfig(
-        packs=str(_write_packs(tmp_path / "packs")),
-        output=str(tmp_path / "run"),
-        steps=6,
-        epochs=100,
-        model=TINY,
-        micro_batches=2,
-        learning_rate=1e-2,
-        checkpoint_every=2,
-        num_threads=1,
-    )
+def config(run_config, tmp_path) -> TrainConfig:
+    return run_config(tmp_path)

@@ -1,0 +1,167 @@
+"""A trained model as a folder: ``config.json`` and safetensors, sharded above 5 GB.
+
+    export("run/checkpoints/step-00001000", "model")        model = load_model("model")
+
+Sampling and the next stage's training read it (`TrainConfig.initialise_from`). Parameters are named
+as in the decoder; the config says its shape, its vocabulary, and of which tokenizer its codes are.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from infra.config import ConfigError, build
+from infra.layout import Vocabulary
+from trainer.config import ModelConfig
+from trainer.model import Decoder
+
+MODEL_TYPE: Literal["nextscale"] = "nextscale"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What an exported model is, beside its weights."""
+
+    model: ModelConfig
+    num_codes: int
+    text_vocab_size: int
+    code_dim: int
+    tokenizer_id: str
+    vocabulary_id: str
+    step: int  # of training
+    model_type: Literal["nextscale"] = MODEL_TYPE
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.num_codes, self.text_vocab_size)
+
+
+def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write the model of a training checkpoint into ``folder``; the config comes last.
+
+    Raises ConfigError where the checkpoint is none of ours, or the folder holds a model already.
+    """
+    checkpoint, folder = Path(checkpoint), Path(folder)
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"checkpoint {checkpoint} holds no state.json: name a step-… folder of a run's "
+            "checkpoints"
+        ) from None
+    if (folder / CONFIG).exists():
+        raise ConfigError(f"folder {folder} holds a model already: name another, or remove it")
+    identity = state["identity"]
+    shape = dict(identity["model"])
+    code_dim = shape.pop("code_dim")
+    weights = _weights(checkpoint / "engine", identity["zero_stage"])
+    num_codes = len(weights["vision.codebook"])
+    facts = ModelFacts(
+        build(ModelConfig, shape),
+        num_codes,
+        len(weights["embed_tokens.weight"]) - 2,
+        code_dim,
+        identity["tokenizer"],
+        identity["vocabulary"],
+        state["step"],
+    )
+    from huggingface_hub import save_torch_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # Copies: DeepSpeed's are views of one flat tensor, which safetensors refuses.
+    copies = {name: value.detach().to(dtype, copy=True) for name, value in weights.items()}
+    save_torch_state_dict(copies, folder)
+    beside = folder / f".{CONFIG}.writing"
+    beside.write_text(json.dumps(asdict(facts), indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, folder / CONFIG)
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether the folder is one that `export` has written."""
+    try:
+        read_facts(folder)
+    except ConfigError:
+        return False
+    return True
+
+
+def read_facts(folder: str | Path) -> ModelFacts:
+    """The config of an exported model. Raises ConfigError where there is none."""
+    path = Path(folder) / CONFIG
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"{path} is not there: `nextscale export` writes a model's folder"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable: {error}") from None
+    if not isinstance(tree, dict) or tree.get("model_type") != MODEL_TYPE:
+        raise ConfigError(f"{path} is of another kind of model: name a folder that we exported")
+    return build(ModelFacts, tree, CONFIG)
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Decoder:
+    """The exported decoder, in evaluation mode and in the type that it was stored in.
+
+    Raises ConfigError where weights are missing, damaged, or of another shape than the config's.
+    """
+    facts = read_facts(folder)
+    with torch.device("meta"):
+        model = Decoder(facts.model, facts.vocabulary, facts.code_dim)
+    weights = {name: read() for name, read in stored_tensors(folder).items()}
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    for name in sorted(expected.keys() | weights.keys()):
+        found = weights[name].shape if name in weights else None
+        if found != expected.get(name):
+            raise ConfigError(
+                f"{folder}: {name} is {_shape(found)}, the config says {_shape(expected.get(name))}"
+            )
+    model.load_state_dict(weights, assign=True)
+    return model.to(device).eval()
+
+
+def stored_tensors(folder: str | Path) -> dict[str, Any]:
+    """Every tensor of a folder's safetensors files, by name, as a function that reads it.
+
+    Raises ConfigError where there is no such file, or one is damaged.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"{folder} holds no .safetensors file: name a model's folder")
+    found: dict[str, Any] = {}
+    for path in files:
+        try:
+            reader = safe_open(str(path), framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"weights {path} are not readable: {error}") from None
+        names: list[str] = reader.keys()  # type: ignore[no-untyped-call]
+        found |= {name: partial(reader.get_tensor, name) for name in names}
+    return found
+
+
+def _weights(engine: Path, zero_stage: int) -> dict[str, Tensor]:
+    """The parameters of DeepSpeed's files, fp32, wherever they are sharded."""
+    if zero_stage:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        gathered: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+            str(engine.parent), tag=engine.name
+        )
+        return gathered
+    file = engine / "mp_rank_00_model_states.pt"
+    states = torch.load(file, map_location="cpu", weights_only=False)
+    weights: dict[str, Tensor] = states["module"]
+    return weights
+
+
+def _shape(size: torch.Size | None) -> str:
+    return "missing" if size is None else str(list(size))
