@@ -11,6 +11,7 @@ from packing.packs import PackError, open_packs
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 from pipelines.status import State
+from pipelines.train_page import write_train_page
 from trainer.config import TrainConfig
 
 
@@ -90,6 +91,7 @@ def _train(config: TrainConfig, name: str) -> None:
         progress.close("up to date")
     else:
         progress.close(f"{result.last.tokens_per_s:,.0f} tokens/s at the end")
+        write_train_page(str(result.log), str(result.log.with_name("training.html")))
 
 
 def _write_codebook(tokenizer: str, output: str) -> Path:
