@@ -64,7 +64,6 @@ def pack_tensors(
     vision = np.flatnonzero(sequence.scale)
     length = np.flatnonzero(sequence.num_scales)
     loss = np.flatnonzero(sequence.targets != NO_TARGET)
-    follow_text = config.image_positions == "follow_text"
 
     def integers(values: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(values.astype(np.int64))
@@ -78,7 +77,7 @@ def pack_tensors(
         scale=integers(sequence.scale[vision]),
         length_index=integers(length),
         length=integers(sequence.num_scales[length]),
-        positions=torch.from_numpy(positions_3d(sequence, config.spatial_range, follow_text)),
+        positions=torch.from_numpy(positions_3d(sequence, config)),
         key_start=integers(sequence.key_start),
         key_end=integers(sequence.key_end),
         loss_index=integers(loss),

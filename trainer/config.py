@@ -35,6 +35,9 @@ class ModelConfig:
     # Equation 1 has no text offset: every image has the same coordinates wherever it stands.
     # "follow_text" adds the text position of its <boi> to all axes.
     image_positions: Literal["absolute", "follow_text"] = "absolute"
+    # Where text goes on after an image. Equation 1 gives images coordinates of their own, so text
+    # counts on ("next"); Qwen2.5-VL goes on behind the image's largest coordinate ("behind").
+    text_after_image: Literal["next", "behind"] = "next"
     init_std: float = 0.02
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ width) in Qwen2.5-VL's M-RoPE: each rotates its own section of every head's freq
 Positions and angles are fp32 whatever the model's type: bf16 cannot tell position 257 from 256.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infra.layout import Sequence
+from infra.schedules import SCHEDULES
+from trainer.config import ModelConfig
 
 
-def positions_3d(
-    sequence: Sequence, spatial_range: float, follow_text: bool
-) -> NDArray[np.float32]:
-    """[T, 3] positions (t, t, t) or (s, y, x); ``spatial_range`` is C of equation 1.
-
-    ``follow_text`` adds the image's own text position to all three axes of its vision tokens.
-    """
+def positions_3d(sequence: Sequence, config: ModelConfig) -> NDArray[np.float32]:
+    """[T, 3] positions (t, t, t) or (s, y, x), as the config's open choices say."""
     t = sequence.text_position.astype(np.float64)
+    if config.text_after_image == "behind":
+        for image in sequence.images:
+            height, width = SCHEDULES[image.schedule].grids[image.num_scales - 1]
+            longest = config.spatial_range * max(height, width) / math.sqrt(height * width)
+            after = np.arange(len(t)) >= image.stop - 1  # from <eoi> on
+            t[after & (sequence.document == image.document)] += math.ceil(longest)
     vision = sequence.scale > 0
     cells = np.where(vision, sequence.grid_height * sequence.grid_width, 1)
-    per_cell = spatial_range / np.sqrt(cells)
+    per_cell = config.spatial_range / np.sqrt(cells)
     y, x = ((axis + 0.5) * per_cell for axis in (sequence.row, sequence.col))
-    image = np.stack([sequence.scale.astype(np.float64), y, x], axis=1)
-    if follow_text:
-        image += t[:, None]
+    image_positions = np.stack([sequence.scale.astype(np.float64), y, x], axis=1)
+    if config.image_positions == "follow_text":
+        image_positions += t[:, None]
     text = np.repeat(t[:, None], 3, axis=1)
-    return np.where(vision[:, None], image, text).astype(np.float32)
+    return np.where(vision[:, None], image_positions, text).astype(np.float32)
 
 
 def rotary(

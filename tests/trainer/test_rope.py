@@ -1,12 +1,16 @@
 """Multi-scale 3D RoPE: equation 1, and what rotation must keep."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from infra.layout import Image, Text, Vocabulary, layout
 from infra.schedules import SCHEDULES
+from trainer.config import ModelConfig
 from trainer.rope import positions_3d, rotary, rotate, sinusoid
 
+SIX = ModelConfig(spatial_range=6.0)
 SQUARE = next(s.index for s in SCHEDULES if s.ratio == 1)
 
 
@@ -18,7 +22,7 @@ def _sequence():
 
 def test_text_stands_on_the_diagonal_and_cells_on_equation_1():
     sequence = _sequence()
-    positions = positions_3d(sequence, spatial_range=6.0, follow_text=False)
+    positions = positions_3d(sequence, SIX)
     assert positions.dtype == np.float32
     np.testing.assert_array_equal(positions[3], [3, 3, 3])
     np.testing.assert_array_equal(positions[4], [4, 4, 4])  # <boi>
@@ -31,11 +35,30 @@ def test_text_stands_on_the_diagonal_and_cells_on_equation_1():
 
 
 def test_follow_text_moves_the_image_with_its_boi():
-    sequence = _sequence()
-    moved = positions_3d(sequence, 6.0, follow_text=True) - positions_3d(sequence, 6.0, False)
+    sequence, follow = _sequence(), replace(SIX, image_positions="follow_text")
+    moved = positions_3d(sequence, follow) - positions_3d(sequence, SIX)
     assert set(moved[5:18].ravel()) == {4.0}
     assert not moved[:5].any()
     assert not moved[18:].any()
+
+
+def test_text_behind_an_image_stands_past_its_largest_coordinate():
+    wide = SCHEDULES[38]
+    codes = np.zeros(wide.num_codes(4), np.int32)
+    image = Image(wide.index, 4, codes, codes)
+    documents = [[Text(np.arange(2)), image, Text(np.arange(1)), image], [Text(np.arange(3))]]
+    sequence = layout(documents, Vocabulary(9, 9))
+    text = np.flatnonzero(sequence.scale == 0)
+    next_ = positions_3d(sequence, SIX)[text, 0]
+    behind = positions_3d(sequence, replace(SIX, text_after_image="behind"))
+    height, width = wide.grids[3]
+    extent = np.ceil(6.0 * max(height, width) / np.sqrt(height * width))
+    assert next_.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+    shifts = np.array([0, 0, 0, 1, 1, 1, 2, 0, 0, 0]) * extent
+    assert (behind[text, 0] - next_).tolist() == shifts.tolist()
+    first_eoi = behind[text[3]]
+    before = slice(text[2] + 1, text[3])
+    assert (behind[before, 1:].max(axis=0) < first_eoi[1:]).all()
 
 
 def test_each_axis_rotates_its_own_section_of_the_frequencies():
