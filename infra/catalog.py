@@ -88,7 +88,11 @@ def records(storage: Storage) -> list[TableRecord]:
 
 def scan(storage: Storage, record: TableRecord, absolute: bool = True) -> str:
     """A ``read_parquet([...])`` of exactly the record's files."""
-    paths = [record.path(part) for part in range(len(record.parts))]
+    return scan_files(storage, [record.path(n) for n in range(len(record.parts))], absolute)
+
+
+def scan_files(storage: Storage, paths: Iterable[str], absolute: bool = True) -> str:
+    """A ``read_parquet([...])`` of these files of the workspace, one or more."""
     files = ", ".join(literal(storage.path(p) if absolute else p) for p in paths)
     return f"read_parquet([{files}])"
 
@@ -139,10 +143,10 @@ def make_views(storage: Storage, absolute: bool) -> list[View]:
     if "decisions" in by_kind:
         views.append(View("ledger", _ledger(by_kind, groups)))
     plans = [
-        f"SELECT {literal(record.table.split('/')[1])} AS pack_set, * FROM read_parquet("
-        + literal(storage.path(record.facts["plan"]) if absolute else record.facts["plan"])
-        + ")"
+        f"SELECT {literal(record.table.split('/')[1])} AS pack_set, * "
+        f"FROM {scan_files(storage, record.facts['plan'], absolute)}"
         for record in by_kind.get("packs", [])
+        if isinstance(record.facts["plan"], list)  # older packs have a plan without counts
     ]
     if plans:
         views.append(View("pack_plan", "\nUNION ALL BY NAME\n".join(plans)))

@@ -125,19 +125,32 @@ def count(segments: abc.Iterable[Segment]) -> Counts:
     """The counts of one document in closed form, equal to those of its `layout`."""
     tokens = loss = pairs = 0
     for segment in segments:
-        if isinstance(segment, Text):
-            length = len(segment.ids)
-            alone, predicted = length * (length + 1) // 2, length if segment.loss else 0
-        else:
-            length = segment.num_tokens
-            alone = _image_pairs(segment.schedule, segment.num_scales, segment.role)
-            predicted = segment.num_codes + 1 if segment.has_loss else 0
+        length, predicted, alone = count_alone(segment)
         if tokens == 0 and predicted:
             predicted -= 1  # nothing stands before the document's first token to predict it
         pairs += alone + tokens * length  # every position also sees all that came before
         loss += predicted
         tokens += length
     return Counts(tokens, loss, pairs)
+
+
+def count_alone(segment: Segment) -> Counts:
+    """What a segment adds by itself: its tokens, the positions that predict it if one stands before
+    it, the pairs within it."""
+    if isinstance(segment, Text):
+        length = len(segment.ids)
+        return Counts(length, length if segment.loss else 0, length * (length + 1) // 2)
+    counts = count_image(segment.schedule, segment.num_scales, segment.role)
+    return counts if segment.has_loss else counts._replace(num_loss=0)
+
+
+def count_image(schedule: int, num_scales: int, role: Role) -> Counts:
+    """`count_alone` of an image that has loss if it is a target."""
+    num_codes = SCHEDULES[schedule].num_codes(num_scales)
+    pairs = _image_pairs(schedule, num_scales, role)
+    if role == "target":
+        return Counts(num_codes + 1, num_codes + 1, pairs)
+    return Counts(num_codes + 2, 0, pairs)
 
 
 @lru_cache(maxsize=256)

@@ -8,11 +8,15 @@ an installation takes some seconds.
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from packing.strategies import Int64
 
 CARRY_BELOW = 0.99  # a bin filled less in both sizes is taken apart and tried in the next window
 MAX_CARRIES = 2  # how often an item may be tried again, so that a window stays bounded
+# Items of badly filled bins are often all of a kind: a window that lost many would lack that kind.
+CARRY_SHARE = 0.01  # of a window's bins are taken apart at most ...
+MIN_CARRIES = 16  # ... or so many, where these are more
 SCAN = 32  # bins looked at one by one before taking one that is certain to fit
 LEVELS = 4096  # bins with room are kept by that room, to this resolution
 _GROUP = 64  # levels are searched in groups of so many
@@ -100,34 +104,49 @@ def pack_in_windows(first: Int64, second: Int64, capacity: int, window: int) -> 
     """The bin of each item, items taken in windows of ``window`` in the order given.
 
     Bins are numbered by window and within a window by their largest item's place in the order, so
-    that bin numbers follow the order and say nothing of fill. Badly filled bins of a window are
-    taken apart and their items join the next window, at most `MAX_CARRIES` times.
+    that bin numbers follow the order and say nothing of fill. The emptiest of a window's badly
+    filled bins are taken apart and their items join the next window, at most `MAX_CARRIES` times.
     """
     bins = np.full(len(first), -1, np.int64)
-    carried = np.zeros(0, np.int64)
+    items = np.zeros(0, np.int64)
     carries = np.zeros(len(first), np.int8)
     num_bins = 0
     for start in range(0, len(first), window):
         stop = min(start + window, len(first))
-        items = np.concatenate([carried, np.arange(start, stop)])
-        a, b = first[items], second[items]
-        local = best_fit_decreasing(a, b, capacity)
-        kept = np.ones(int(local.max()) + 1, np.bool_)
-        if stop < len(first):
-            fill = np.maximum(_sums(local, a), _sums(local, b))
-            kept = fill >= int(CARRY_BELOW * capacity)
-            kept[local[carries[items] >= MAX_CARRIES]] = True
-        # The largest item opened the bin; among equals best_fit_decreasing takes the first.
-        by_size = np.lexsort((np.arange(len(items)), -np.maximum(a, b), local))
-        opener = by_size[np.flatnonzero(np.diff(local[by_size], prepend=-1))]
-        rank = np.full(len(kept), -1, np.int64)
-        leaders = np.flatnonzero(kept)[np.argsort(opener[kept])]
-        rank[leaders] = num_bins + np.arange(len(leaders))
-        num_bins += len(leaders)
-        bins[items] = rank[local]
-        carried = items[~kept[local]]
-        carries[carried] += 1
+        items = np.concatenate([items, np.arange(start, stop)])
+        last = stop == len(first)
+        local = pack_window(first[items], second[items], capacity, carries[items], last)
+        bins[items] = np.where(local < 0, -1, local + num_bins)
+        num_bins += int(local.max(initial=-1)) + 1
+        items = items[local < 0]
+        carries[items] += 1
     return bins
+
+
+def pack_window(
+    first: Int64, second: Int64, capacity: int, carries: NDArray[np.int8], last: bool
+) -> Int64:
+    """The bin of each item of one window, as `pack_in_windows` numbers them, from 0.
+
+    -1 is an item to try again in the next window, of which the ``last`` one has none; ``carries``
+    counts how often each was tried before.
+    """
+    local = best_fit_decreasing(first, second, capacity)
+    kept = np.ones(int(local.max(initial=-1)) + 1, np.bool_)
+    if not last:
+        fill = np.maximum(_sums(local, first), _sums(local, second))
+        kept = fill >= int(CARRY_BELOW * capacity)
+        kept[local[carries >= MAX_CARRIES]] = True
+        again = np.flatnonzero(~kept)
+        emptiest = again[np.argsort(fill[again], kind="stable")]
+        kept[emptiest[max(MIN_CARRIES, int(CARRY_SHARE * len(kept))) :]] = True
+    # The largest item opened the bin; among equals best_fit_decreasing takes the first.
+    by_size = np.lexsort((np.arange(len(first)), -np.maximum(first, second), local))
+    opener = by_size[np.flatnonzero(np.diff(local[by_size], prepend=-1))]
+    rank = np.full(len(kept), -1, np.int64)
+    leaders = np.flatnonzero(kept)[np.argsort(opener[kept])]
+    rank[leaders] = np.arange(len(leaders))
+    return rank[local]
 
 
 def _sums(bins: Int64, sizes: Int64) -> Int64:

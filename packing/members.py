@@ -7,9 +7,7 @@ Ids and codes are raw: only `infra.layout` adds vocabulary offsets. Nothing is p
 array is made larger than the bytes that are there.
 """
 
-import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,37 +18,39 @@ from numpy.typing import NDArray
 
 from infra.layout import Image, Segment, Text
 from infra.schedules import MAX_SCALES, SCHEDULES
+from packing.npy import read_npy, to_npy
 
 T = TypeVar("T")
 
 TEXT, INPUT, TARGET, LAYOUT = MEMBERS = ("text.npy", "input.npy", "target.npy", "layout.json")
 TEXT_DTYPE, SMALL_CODE_DTYPE, CODE_DTYPE = np.dtype("<i4"), np.dtype("<u2"), np.dtype("<u4")
 SMALL_CODES = 65_536  # a tokenizer of up to so many has its codes stored as uint16
-MAX_CODE = 2**31 - 1  # ids are int32
-
-# Magic, version 1.0, the header's length, the header. A count of at most 18 digits stays an int64.
-_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[^']{1,8})', 'fortran_order': False, "
-    rb"'shape': \((?P<count>[0-9]{1,18}),\), \} *\n",
-    re.DOTALL,
-)
 
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """A document with its codes. ``copy``: which of its copies this is, from 0."""
+    """A document with its codes, or a slice of one (`packing.slices`): ``copy`` c of it, from 0,
+    whose ``segments`` start at ``first_segment`` of the whole."""
 
     doc_id: str
     copy: int
     task: str
     source: str
     segments: tuple[Segment, ...]
+    first_segment: int = 0
 
 
-def from_tokens(tokens: pa.Table, copies: Sequence[int] | None = None) -> list[Document]:
+def from_tokens(
+    tokens: pa.Table,
+    copies: Sequence[int] | None = None,
+    first_segments: Sequence[int] | None = None,
+    num_segments: Sequence[int] | None = None,
+) -> list[Document]:
     """The documents of a tokens table, row by row; ``copies`` names the copy of each row.
 
-    Raises ValueError for a row that has no segments (it failed and belongs in no pack).
+    Of each row the segments from ``first_segments`` on are taken, ``num_segments`` of them; by
+    default from the first, and all that follow. Raises ValueError for a row that has no segments
+    (it failed and belongs in no pack), and for a range that is empty or reaches beyond the row's.
     """
     segments = tokens["segments"].combine_chunks()
     columns = dict(
@@ -80,9 +80,17 @@ def from_tokens(tokens: pa.Table, copies: Sequence[int] | None = None) -> list[D
     for row, doc_id in enumerate(ids):
         if failed[row]:
             raise ValueError(f"document {doc_id} has no tokens: it failed and cannot be packed")
-        parts = tuple(segment(i) for i in range(offsets[row], offsets[row + 1]))
-        copy = copies[row] if copies is not None else 0
-        documents.append(Document(doc_id, copy, tasks[row], sources[row], parts))
+        size = int(offsets[row + 1] - offsets[row])
+        first = int(first_segments[row]) if first_segments is not None else 0
+        length = int(num_segments[row]) if num_segments is not None else size - first
+        whole = first_segments is None and num_segments is None
+        if not whole and not (first >= 0 and length >= 1 and first + length <= size):
+            what = f"{length} from segment {first} on are no slice of it"
+            raise ValueError(f"document {doc_id} has {size} segments: {what}")
+        start = int(offsets[row]) + first
+        parts = tuple(segment(i) for i in range(start, start + length))
+        copy = int(copies[row]) if copies is not None else 0
+        documents.append(Document(doc_id, copy, tasks[row], sources[row], parts, first))
     return documents
 
 
@@ -101,6 +109,7 @@ def encode(documents: Sequence[Document], num_codes: int = SMALL_CODES) -> dict[
                 "copy": document.copy,
                 "task": document.task,
                 "source": document.source,
+                "first_segment": document.first_segment,
                 "segments": [_describe(segment) for segment in document.segments],
             }
             for document in documents
@@ -119,18 +128,18 @@ def encode(documents: Sequence[Document], num_codes: int = SMALL_CODES) -> dict[
             )
     dtype = SMALL_CODE_DTYPE if num_codes <= SMALL_CODES else CODE_DTYPE
     return {
-        TEXT: _npy(_joined(texts), TEXT_DTYPE),
-        INPUT: _npy(codes[INPUT], dtype),
-        TARGET: _npy(codes[TARGET], dtype),
+        TEXT: to_npy(_joined(texts), TEXT_DTYPE),
+        INPUT: to_npy(codes[INPUT], dtype),
+        TARGET: to_npy(codes[TARGET], dtype),
         LAYOUT: json.dumps(layout, sort_keys=True, separators=(",", ":")).encode(),
     }
 
 
 def decode(members: Mapping[str, bytes]) -> tuple[Document, ...]:
     """The documents of a pack. Raises ValueError if the members contradict each other."""
-    text = _read_npy(members[TEXT], TEXT, TEXT_DTYPE)
-    inputs = _read_npy(members[INPUT], INPUT, SMALL_CODE_DTYPE, CODE_DTYPE)
-    targets = _read_npy(members[TARGET], TARGET, SMALL_CODE_DTYPE, CODE_DTYPE)
+    text = read_npy(members[TEXT], TEXT, TEXT_DTYPE)
+    inputs = read_npy(members[INPUT], INPUT, SMALL_CODE_DTYPE, CODE_DTYPE)
+    targets = read_npy(members[TARGET], TARGET, SMALL_CODE_DTYPE, CODE_DTYPE)
     text_at = code_at = 0
     documents = []
     for record in _list(json.loads(members[LAYOUT]), "documents"):
@@ -146,15 +155,15 @@ def decode(members: Mapping[str, bytes]) -> tuple[Document, ...]:
                 text_at = end
             elif kind == "image":
                 schedule, num_scales = (_field(part, k, int) for k in ("schedule", "num_scales"))
-                end = code_at + _num_codes(schedule, num_scales)
+                end = code_at + _num_codes(schedule, num_scales, _field(part, "length", int))
                 codes = inputs[code_at:end], targets[code_at:end]
                 segments.append(Image(schedule, num_scales, *codes, part.get("role"), loss))
                 code_at = end
             else:
                 raise ValueError(f"{LAYOUT}: `kind` is {kind!r}, expected text or image")
         doc_id, task, source = (_field(record, k, str) for k in ("doc_id", "task", "source"))
-        copy = _field(record, "copy", int)
-        documents.append(Document(doc_id, copy, task, source, tuple(segments)))
+        copy, first = (_natural(record, k) for k in ("copy", "first_segment"))
+        documents.append(Document(doc_id, copy, task, source, tuple(segments), first))
     if (text_at, code_at, code_at) != (len(text), len(inputs), len(targets)):
         raise ValueError(
             f"{LAYOUT} describes {text_at} text ids and {code_at} codes, the arrays hold "
@@ -172,6 +181,7 @@ def _describe(segment: Segment) -> dict[str, Any]:
         "loss": segment.loss,
         "schedule": segment.schedule,
         "num_scales": segment.num_scales,
+        "length": segment.num_codes,
     }
 
 
@@ -186,46 +196,26 @@ def _joined(parts: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
     return np.concatenate([np.zeros(0, np.int32), *parts])
 
 
-def _npy(array: NDArray[np.int32], dtype: np.dtype[Any]) -> bytes:
-    out = io.BytesIO()
-    np.lib.format.write_array(out, array.astype(dtype), version=(1, 0), allow_pickle=False)
-    return out.getvalue()
-
-
-def _read_npy(data: bytes, name: str, *dtypes: np.dtype[Any]) -> NDArray[np.int32]:
-    """A flat array of one of ``dtypes`` whose header agrees with the bytes that follow it.
-
-    Read without NumPy: `np.load` trusts the header, and parses it with ``ast``, which on Python
-    3.11 fails now and then when two of the reader's threads do so at once.
-    """
-    found = _HEADER.match(data)
-    if found is None:
-        raise ValueError(f"{name} is not an npy file of version 1.0 that holds a flat array")
-    start, size = found.end(), len(data) - found.end()
-    length = int.from_bytes(data[8:10], "little") + 10  # as the file says it
-    stored, count = found["dtype"].decode("ascii", "replace"), int(found["count"])
-    dtype = next((dtype for dtype in dtypes if dtype.str == stored), None)
-    if dtype is None or length != start or count * dtype.itemsize != size:
-        raise ValueError(
-            f"{name} says {count} values of {stored} after {length} bytes but holds {size} bytes "
-            f"after {start}, expected flat {' or '.join(dtype.str for dtype in dtypes)}"
-        )
-    values = np.frombuffer(data, dtype, offset=start)
-    if dtype == CODE_DTYPE and count and values.max() > MAX_CODE:
-        raise ValueError(f"{name} holds the code {values.max()}: at most {MAX_CODE} are possible")
-    return values.astype(np.int32)
-
-
-def _num_codes(schedule: int, num_scales: int) -> int:
+def _num_codes(schedule: int, num_scales: int, length: int) -> int:
     if not (0 <= schedule < len(SCHEDULES) and 1 <= num_scales <= MAX_SCALES):
         raise ValueError(f"{LAYOUT} names schedule {schedule} with {num_scales} scales")
-    return SCHEDULES[schedule].num_codes(num_scales)
+    expected = SCHEDULES[schedule].num_codes(num_scales)
+    if length != expected:
+        raise ValueError(f"{LAYOUT} says {length} codes where the schedule has {expected}")
+    return expected
 
 
 def _field(record: Any, name: str, type_: type[T]) -> T:
     value = record.get(name) if isinstance(record, dict) else None
     if type(value) is not type_:  # exact: a bool is no length
         raise ValueError(f"{LAYOUT}: `{name}` is {value!r}, expected {type_.__name__}")
+    return value
+
+
+def _natural(record: Any, name: str) -> int:
+    value = _field(record, name, int)
+    if not 0 <= value < 2**31:
+        raise ValueError(f"{LAYOUT}: `{name}` is {value}, expected 0 to {2**31 - 1}")
     return value
 
 

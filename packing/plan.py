@@ -15,30 +15,59 @@ from numpy.typing import ArrayLike, NDArray
 
 from infra.schema import column
 from packing.lower_bound import lower_bound as fewest_packs
+from packing.order import check_unique, id_hashes, keys_of
 from packing.strategies import (
+    REASONS,
     Int64,
     Packing,
     Strategy,
     assign,
     default_budget,
     padded_tokens,
+    reasons,
 )
+from packing.summary import Summary
+from packing.windows import plan_windows
 
-__all__ = ["PLAN", "REASONS", "Packing", "Plan", "Strategy", "plan"]
+__all__ = [
+    "MANIFEST",
+    "PLAN",
+    "REASONS",
+    "Packing",
+    "Plan",
+    "Strategy",
+    "Summary",
+    "plan",
+    "plan_windows",
+]
 
-REASONS = ("", "over_token_cap", "over_budget")
-"""Why a document is in no pack; the code 0 means that it is in one."""
+_ROWS = [
+    column("component", pa.int16(), "", "index into the components of the mixture; 0 if alone"),
+    column("epoch", pa.int32(), "", "0 .. : how often the component was gone through before"),
+    column("key", pa.uint64(), "", "the seeded order (`packing.order`); among equals doc_id"),
+    column("doc_id", pa.string(), "", "the document"),
+    column("copy", pa.int32(), "", "0 .. : each copy is packed on its own; over all epochs"),
+    column("piece", pa.int32(), "", "0 .. of a document that is cut at its images"),
+    column("part", pa.int32(), "", "part of the component's tokens; null if not from a table"),
+    column("token_row", pa.int32(), "", "row in that part"),
+    column("first_segment", pa.int32(), "", "the first of its segments that is packed"),
+    column("num_segments", pa.int32(), "count", "segments that are packed, from that one on"),
+    column("num_tokens", pa.int64(), "positions", "T of what is packed"),
+    column("num_loss", pa.int64(), "positions", "of these with a target"),
+    column("num_pairs", pa.int64(), "count", "query-key pairs that attention computes"),
+    column("cost", pa.float64(), "the cost model's", "cost of what is packed"),
+    column("reason", pa.string(), "", "over_token_cap or over_budget; null if packed"),
+]
+
+MANIFEST = pa.schema(_ROWS)
+"""A row for every slice of a document to pack: a contiguous range of its segments."""
 
 PLAN = pa.schema(
     [
         column("row", pa.int64(), "", "order of the plan: by pack and position, rejected last"),
-        column("doc_id", pa.string(), "", "the document"),
-        column("copy", pa.int32(), "", "0 .. copies - 1: each copy is packed on its own"),
+        *(field for field in _ROWS if field.name != "key"),
         column("pack", pa.int64(), "", "the pack; null if rejected"),
         column("position", pa.int32(), "", "place in the pack; null if rejected"),
-        column("num_tokens", pa.int64(), "positions", "T of the document"),
-        column("cost", pa.float64(), "the cost model's", "cost of the document"),
-        column("reason", pa.string(), "", "over_token_cap or over_budget; null if packed"),
     ],
 )
 
@@ -88,19 +117,28 @@ class Plan:
         return {name: int(n) for name, n in zip(REASONS[1:], counts[1:], strict=True) if n}
 
     def to_table(self, doc_ids: abc.Sequence[str]) -> pa.Table:
-        """The rows as a table of schema `PLAN`; ``doc_ids`` as given to `plan`."""
-        out = self.pack < 0
-        arrays = [
-            pa.array(np.arange(len(self.pack))),
-            pa.array(doc_ids, pa.string()).take(pa.array(self.document)),
-            pa.array(self.copy),
-            pa.array(self.pack, mask=out),
-            pa.array(self.position, mask=out),
-            pa.array(self.num_tokens),
-            pa.array(self.cost),
-            pa.array([REASONS[code] or None for code in self.reason.tolist()], pa.string()),
-        ]
-        return pa.Table.from_arrays(arrays, schema=PLAN)
+        """The rows as a table of schema `PLAN`; ``doc_ids`` as given to `plan`.
+
+        What a plan of numbers does not know is null: where tokens are, and their other counts.
+        """
+        out, n = self.pack < 0, len(self.pack)
+        known = {
+            "row": pa.array(np.arange(n)),
+            "doc_id": pa.array(doc_ids, pa.string()).take(pa.array(self.document)),
+            "component": pa.array(np.zeros(n, np.int16)),
+            "epoch": pa.array(np.zeros(n, np.int32)),
+            "copy": pa.array(self.copy),
+            "piece": pa.array(np.zeros(n, np.int32)),
+            "num_tokens": pa.array(self.num_tokens),
+            "cost": pa.array(self.cost),
+            "reason": pa.array(REASONS, pa.string(), mask=np.array(REASONS) == "").take(
+                pa.array(self.reason)
+            ),
+            "pack": pa.array(self.pack, mask=out),
+            "position": pa.array(self.position, mask=out),
+        }
+        columns = [known.get(field.name, pa.nulls(n, field.type)) for field in PLAN]
+        return pa.Table.from_arrays(columns, schema=PLAN)
 
 
 def plan(
@@ -128,10 +166,7 @@ def plan(
 
     if budget is None or packing.strategy != "fixed_compute":
         budget = default_budget(tokens, costs, packing)
-    reason = np.zeros(len(tokens), np.int8)
-    reason[costs > budget] = 2
-    reason[tokens > packing.token_cap] = 1
-
+    reason = reasons(tokens, costs, packing, budget)
     fits = np.flatnonzero(reason == 0)
     pack = np.full(len(tokens), -1, np.int64)
     pack[fits] = assign(tokens[fits], costs[fits], packing, budget)
@@ -184,69 +219,18 @@ def _permute(
     doc_ids: abc.Sequence[str], copies: Int64, seed: int
 ) -> tuple[Int64, NDArray[np.int32]]:
     """(document, copy) of every copy, in the seeded order that only ids decide."""
-    hashes = _hash(doc_ids, seed)
-    _check_unique(doc_ids, hashes)
+    hashes = id_hashes(doc_ids, seed)
+    check_unique(doc_ids, hashes)
     document = np.repeat(np.arange(len(doc_ids)), copies)
     starts = np.repeat(np.cumsum(copies) - copies, copies)
     copy = (np.arange(len(document)) - starts).astype(np.int32)
-    key = _mix(hashes[document] + copy.astype(np.uint64) * _GOLDEN)
+    key = keys_of(hashes[document], copy, 0)
     order = np.argsort(key, kind="stable")
     ties = np.flatnonzero(key[order][1:] == key[order][:-1])
     if len(ties):  # of 64 bits: about one pair in 10^9 documents; ids decide, not the order given
         names = np.asarray(doc_ids, np.str_)[document]
         order = np.lexsort((copy, names, key))
     return document[order], copy[order]
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_SLICE = 1 << 16  # ids that are NumPy's fixed-width strings at a time: these take 128 bytes each
-
-
-def _hash(doc_ids: abc.Sequence[str], seed: int) -> NDArray[np.uint64]:
-    """64 bits of each id and the seed; a function of these alone, computed for all ids at once.
-
-    Not `infra.schema.uniform`: MD5 of one id after another would take longer than packing.
-    """
-    state = np.empty(len(doc_ids), np.uint64)
-    for start in range(0, len(doc_ids), _SLICE):
-        here = slice(start, start + _SLICE)
-        state[here] = _hash_slice(doc_ids[here], seed)
-    return state
-
-
-def _hash_slice(doc_ids: abc.Sequence[str], seed: int) -> NDArray[np.uint64]:
-    names = np.asarray(doc_ids, np.str_)
-    try:
-        encoded = names.astype(np.bytes_)
-    except UnicodeEncodeError:
-        encoded = np.char.encode(names, "utf-8")
-    width = -(-max(encoded.dtype.itemsize, 1) // 8)
-    words = encoded.astype(f"S{width * 8}").view(np.uint64).reshape(len(names), width)
-    state = np.full(len(names), seed, np.int64).view(np.uint64)
-    for word in words.T:
-        # Zeros that fill up to the longest id must not count.
-        state = np.where(word == 0, state, _mix((state ^ word) + _GOLDEN))
-    return state
-
-
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit depends on every bit."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
-def _check_unique(doc_ids: abc.Sequence[str], hashes: NDArray[np.uint64]) -> None:
-    """Raises ValueError for an id that is given more than once."""
-    ordered = np.sort(hashes)
-    equal = ordered[1:][ordered[1:] == ordered[:-1]]
-    if not len(equal):
-        return
-    seen: set[str] = set()
-    for i in np.flatnonzero(np.isin(hashes, equal)).tolist():
-        if doc_ids[i] in seen:
-            raise ValueError(f"document {doc_ids[i]} is given more than once: ids must be unique")
-        seen.add(doc_ids[i])
 
 
 def _reduce(ufunc: np.ufunc, values: NDArray[Any], starts: Int64, stop: int) -> NDArray[Any]:

@@ -16,8 +16,16 @@ from numpy.typing import NDArray
 
 from packing.cost import Coefficients, cost
 from packing.lower_bound import lower_bound
-from packing.plan import REASONS, Plan
-from packing.strategies import Int64, Packing, assign, default_budget, padded_tokens
+from packing.plan import Plan
+from packing.strategies import (
+    REASONS,
+    Int64,
+    Packing,
+    assign,
+    default_budget,
+    padded_tokens,
+    reasons,
+)
 
 Floats = NDArray[np.float64]
 Barrier = Literal["step", "micro_step"]
@@ -131,10 +139,10 @@ def _assign(
     tokens = lengths.num_tokens[order]
     costs = cost(tokens, lengths.num_loss[order], lengths.num_pairs[order], of)
     budget = default_budget(tokens, costs, packing)
-    long = tokens > packing.token_cap
-    dear = (costs > budget) & ~long
-    left_out = dict(zip(REASONS[1:], (int(long.sum()), int(dear.sum())), strict=True))
-    fits = ~(long | dear)
+    why = reasons(tokens, costs, packing, budget)
+    counts = np.bincount(why, minlength=len(REASONS)).tolist()
+    left_out = dict(zip(REASONS[1:], counts[1:], strict=True))
+    fits = why == 0
     if not fits.any():
         raise ValueError(
             f"no document fits a pack of {packing.token_cap} tokens: raise tokens_per_pack"

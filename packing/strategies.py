@@ -19,6 +19,9 @@ MAX_WINDOW = 1 << 22  # the documents of a window are in memory, some 100 bytes 
 _SLICE = 1 << 16  # documents that are Python's integers at a time: these take 36 bytes each
 Strategy = Literal["fixed_compute", "fixed_length", "batch_padding"]
 
+REASONS = ("", "over_token_cap", "over_budget")
+"""Why a document is in no pack; the code 0 means that it is in one."""
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -62,17 +65,35 @@ class Packing:
         return self.tokens_per_pack * slack
 
 
-def default_budget(tokens: Int64, costs: NDArray[np.float64], packing: Packing) -> float:
-    """The most cost of a pack: what ``tokens_per_pack`` cost on average over all documents.
+def budget_of(cost_per_token: float, dearest: float, packing: Packing) -> float:
+    """The most cost of a pack: what ``tokens_per_pack`` cost at this mean cost of a token.
 
-    It is raised, up to ``token_slack`` times, to the cost of the dearest document within the token
-    cap, so that none is lost to a tight budget; inf where the strategy does not look at cost.
+    It is raised, up to ``token_slack`` times, to ``dearest``, the cost of the dearest document
+    within the token cap, so that none is lost to a tight budget; inf where the strategy does not
+    look at cost. Three numbers, so that they can be added up out of core and in any order.
     """
     if packing.strategy != "fixed_compute":
         return math.inf
-    mean = packing.tokens_per_pack * math.fsum(costs) / max(int(tokens.sum()), 1)  # in any order
-    dearest = float(costs[tokens <= packing.token_cap].max(initial=0.0))
+    mean = packing.tokens_per_pack * cost_per_token
     return min(max(mean, dearest), mean * packing.token_slack)
+
+
+def default_budget(tokens: Int64, costs: NDArray[np.float64], packing: Packing) -> float:
+    """`budget_of` the average over all documents; the same in any order of them."""
+    if packing.strategy != "fixed_compute":
+        return math.inf
+    dearest = float(costs[tokens <= packing.token_cap].max(initial=0.0))
+    return budget_of(math.fsum(costs) / max(int(tokens.sum()), 1), dearest, packing)
+
+
+def reasons(
+    tokens: Int64, costs: NDArray[np.float64], packing: Packing, budget: float
+) -> NDArray[np.int8]:
+    """Why each document fits no pack, as an index into `REASONS`; 0 where it fits one."""
+    found = np.zeros(len(tokens), np.int8)
+    found[costs > budget] = REASONS.index("over_budget")
+    found[tokens > packing.token_cap] = REASONS.index("over_token_cap")
+    return found
 
 
 def assign(tokens: Int64, costs: NDArray[np.float64], packing: Packing, budget: float) -> Int64:
@@ -86,11 +107,40 @@ def assign(tokens: Int64, costs: NDArray[np.float64], packing: Packing, budget: 
         return _pad(tokens, packing)
     from packing.best_fit import pack_in_windows  # readers of packs need no compiler
 
-    # Integers of about 2^40: tokens exact, costs rounded down to one part in 10^12 of the budget.
+    return pack_in_windows(*scaled(tokens, costs, packing, budget), packing.window)
+
+
+def assign_window(
+    tokens: Int64,
+    costs: NDArray[np.float64],
+    packing: Packing,
+    budget: float,
+    carries: NDArray[np.int8],
+    last: bool,
+) -> Int64:
+    """`assign` for the documents of one window, after those that the windows before have left over.
+
+    ``carries`` counts how often each was left over. Packs are numbered from 0; -1 leaves a document
+    over for the next window, which nothing does in the last one.
+    """
+    if packing.strategy == "batch_padding":
+        packs = _pad(tokens, packing)
+        return packs if last else np.where(packs == packs.max(initial=-1), -1, packs)
+    from packing.best_fit import pack_window
+
+    return pack_window(*scaled(tokens, costs, packing, budget), carries, last)
+
+
+def scaled(
+    tokens: Int64, costs: NDArray[np.float64], packing: Packing, budget: float
+) -> tuple[Int64, Int64, int]:
+    """Costs and tokens as integers of about 2^40, and the capacity of a pack in both.
+
+    Tokens are exact, costs rounded down to one part in 10^12 of the budget.
+    """
     shift = max(0, 40 - packing.token_cap.bit_length())
     capacity = packing.token_cap << shift
-    compute = np.floor(costs / budget * capacity).astype(np.int64)
-    return pack_in_windows(compute, tokens << shift, capacity, packing.window)
+    return np.floor(costs / budget * capacity).astype(np.int64), tokens << shift, capacity
 
 
 def padded_tokens(packing: Packing, sizes: Int64, totals: Int64, longest: Int64) -> Int64:

@@ -210,8 +210,9 @@ def _pack_line(sample: Sample, measured: Measured, before: Sequence[Line]) -> Li
     """Packs grow with the documents that are packed."""
     made, record = measured.made, measured.record
     assert isinstance(made, PackPhase)
-    packed = made.tokens.num_rows - made.tokens.num_failed
-    tokens = next(line for line in before if line.table == made.tokens.table)
+    [component] = made.components
+    packed = component.tokens.num_rows - component.tokens.num_failed
+    tokens = next(line for line in before if line.table == component.tokens.table)
     factor = tokens.fine.times(1 / max(packed, 1))
     storage = sample.recipe.storage
     written = sum(size for _, size, _ in storage.find(f"{record.table}/{record.parts[0].folder}"))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from infra import catalog, runs
+from infra import runs
 from infra.config import ConfigError, build
 from infra.runs import TableRecord
 from infra.storage import Storage
@@ -87,37 +87,26 @@ def read_table(path: str) -> Documents:
 
 
 def read_packs(storage: Storage, name: str, tokens_per_pack: int | None = None) -> Documents:
-    """The documents of the plan ``packs/<name>``, every copy on its own, and the packs as they are.
+    """The documents of the plan of ``packs/<name>``, every copy on its own, and the packs as they
+    are: the plan alone says it.
 
     ``tokens_per_pack`` is for packs of balanced cost whose run left no record: only that knows it.
-    Raises ConfigError if plan or tokens are missing, or not of each other.
+    Raises ConfigError if the packs are not there, or older than their plan must be.
     """
     table = f"packs/{name}"
     record = runs.load_record(storage, table)
-    tokens = runs.load_record(storage, f"tokens/{name}")
-    if record is None or tokens is None:
+    if record is None:
         raise ConfigError(
-            f"{storage.path(table if record is None else f'tokens/{name}')} is not there: name a "
-            "table of packs of the workspace, or a .parquet or .csv file"
+            f"{storage.path(table)} is not there: name a table of packs of the workspace, or a "
+            ".parquet or .csv file"
         )
-    stale = f"{table} is not of the tokens that are there: run `nextscale pack` first"
-    # Packs that were made before this was written down are compared by their counts alone.
-    if record.facts.get("tokens_version", tokens.version) != tokens.version:
-        raise ConfigError(stale)
-    plan = catalog.literal(storage.path(record.facts["plan"]))
-    with catalog.connect(storage, views=False) as con:
-        rows = con.sql(
-            "SELECT coalesce(pack, -1) AS pack, t.num_tokens::BIGINT AS num_tokens, "
-            "t.num_loss::BIGINT AS num_loss, t.num_pairs AS num_pairs, p.num_tokens AS planned "
-            f"FROM read_parquet([{plan}]) AS p LEFT JOIN {catalog.scan(storage, tokens)} AS t "
-            'USING (doc_id) ORDER BY "row"'
-        ).to_arrow_table()
-    if any(rows[column].null_count for column in COLUMNS):
-        raise ConfigError(stale)
-    pack, planned, *counts = (rows[column].to_numpy() for column in ("pack", "planned", *COLUMNS))
-    if not np.array_equal(planned, counts[0]):
-        raise ConfigError(stale)
-    folder = record.facts["plan"].rpartition("/")[0]
+    if "components" not in record.facts:
+        raise ConfigError(f"the plan of {table} has no counts yet: run `nextscale pack` first")
+    parts = [storage.read_table(file, ["pack", *COLUMNS]) for file in record.facts["plan"]]
+    rows = pa.concat_tables(parts)
+    pack = rows["pack"].fill_null(-1).to_numpy()
+    counts = (rows[column].to_numpy() for column in COLUMNS)
+    folder = f"{table}/{record.parts[0].folder}"
     facts = build(Facts, storage.read_json(f"{folder}/{FACTS}"), FACTS)
     packing, of = _packing(storage, record, facts, tokens_per_pack)
     existing = Existing(

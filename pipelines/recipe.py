@@ -30,6 +30,8 @@ from operators.text_in_image import TextInImage
 from operators.topics import Topics
 from operators.watermark import Watermark
 from packing.plan import Packing
+from packing.slices import Slicing
+from pipelines.cost_model import check_cost_model
 from pipelines.decide import Decide
 from pipelines.duplicates import Duplicates
 from pipelines.phase import Operator, Stage
@@ -210,20 +212,35 @@ class Tokenize:
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """How documents are packed, and for which model's cost.
+    """How documents are packed, and for which model's cost (`pipelines.cost_model`).
 
     ``copies``: how often every document is packed, times what balancing says of it. The copies are
-    spread over all packs, and read from ``tokenize.replicas`` in turn.
+    spread over all packs, and read from ``tokenize.replicas`` in turn. ``drop_captions``: the share
+    of text-to-image documents that lose their prompt, for classifier-free guidance.
+    ``split_at_images``: documents above a limit are cut between images instead of being left out.
     """
 
     packing: Packing = field(default_factory=Packing)
     copies: int = 1
-    cost_model: Literal["qwen2.5-7b", "trained"] = "qwen2.5-7b"
+    cost_model: str = "qwen2.5-7b"
     checkpointing: bool = True
+    drop_captions: float = 0.1
+    split_at_images: bool = False
 
     def __post_init__(self) -> None:
         if self.copies < 1:
             raise ValueError(f"copies is {self.copies}: at least 1")
+        check_cost_model(self.cost_model)
+        _ = self.slicing
+
+    @property
+    def slicing(self) -> Slicing:
+        """Which segments of a document are packed."""
+        return Slicing(
+            drop_captions=self.drop_captions,
+            split_at_images=self.split_at_images,
+            seed=self.packing.seed,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from pipelines.decided import Decided, decided
 from pipelines.recipe import Recipe
 from pipelines.report_cuts import rule_sections
 from pipelines.train_packs import train_config
+from pipelines.train_page import training_charts
 from pipelines.what_if_page import write_what_if
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -114,7 +115,7 @@ def _sections(
     steps = stats.funnel(storage, dataset)
     captions = runs.load_record(storage, f"captions/{dataset}")
     tokens, packs = stats.tokens_of(storage, dataset), stats.packs_of(storage, dataset)
-    training = [later.training_section(found) for found in _logs(recipe, log)]
+    training = [training_charts(found) for found in _logs(recipe, log)]
 
     def show(choices: list[Choice]) -> list[Picture]:
         return pictures(con, recipe.sources, dataset, choices)

@@ -1,18 +1,14 @@
 """What the report shows of captions, tokens, packs and training, where they are there."""
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import duckdb
 
 from infra import catalog
-from infra.config import ConfigError
 from infra.runs import TableRecord
 from infra.storage import Storage
-from pipelines.charts import BarChart, LineChart, bar_chart, line_chart
+from pipelines.charts import BarChart, bar_chart
 from pipelines.histograms import Histogram, histogram
 
 
@@ -71,14 +67,6 @@ class PackSection:
     cost: BarChart | None
     cost_label: str
     lengths: BarChart | None
-
-
-@dataclass(frozen=True)
-class TrainingSection:
-    log: str
-    steps: int
-    losses: LineChart
-    scales: LineChart | None
 
 
 def caption_section(
@@ -165,6 +153,17 @@ def pack_section(
     rejected = [f"{count:,} {reason}" for reason, count in sorted(said.get("rejected", {}).items())]
     facts.append(("documents left out", ", ".join(rejected) or "none"))
     facts += [
+        (name, f"{said[key]:,}")
+        for name, key in (("prompts dropped", "dropped_captions"), ("documents cut", "cut"))
+        if said.get(key)
+    ]
+    components = said.get("components", [])
+    for one in components if len(components) > 1 else ():
+        text = f"{one['share']:.2%} of the tokens, quota {one['quota']:.2%}"
+        if one["left_out_documents"]:
+            text += f", {one['left_out_documents']:,} documents beyond it"
+        facts.append((one["name"], text))
+    facts += [
         (name.replace("_", " "), str(said[name]))
         for name in ("strategy", "token_cap", "level", "seed")
         if name in said
@@ -185,38 +184,5 @@ def pack_section(
     )
 
 
-def training_section(log: str) -> TrainingSection | None:
-    """Curves of a trainer's JSON lines; None where there is no step yet. Raises ConfigError."""
-    folder, name = os.path.split(log)
-    try:
-        lines = Storage(folder or ".").read(name).decode("utf-8", "replace").splitlines(True)
-        # The last line may be half written: the trainer appends while we read.
-        steps = [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
-    except FileNotFoundError:
-        raise ConfigError(f"training log {log} does not exist: check the path") from None
-    except ValueError as error:
-        raise ConfigError(f"training log {log} holds a line that is no JSON: {error}") from None
-    losses = line_chart(
-        (name, _series(steps, key))
-        for name, key in (("all", "loss"), ("text", "text_loss"), ("vision", "vision_loss"))
-    )
-    if losses is None:
-        return None
-    num_scales = max(len(step.get("scale_losses") or ()) for step in steps)
-    by_scale = []
-    for scale in range(num_scales):
-        points = [
-            (float(step["step"]), step["scale_losses"][scale])
-            for step in steps
-            if scale < len(step.get("scale_losses") or ())
-        ]
-        by_scale.append((f"scale {scale + 1}", [p for p in points if p[1] is not None]))
-    return TrainingSection(log, len(steps), losses, line_chart(by_scale))
-
-
 def _chart(of: Histogram | None, marks: Sequence[float] = ()) -> BarChart | None:
     return None if of is None else bar_chart(of, marks)
-
-
-def _series(steps: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(float(step["step"]), float(step[key])) for step in steps if step.get(key) is not None]

@@ -75,7 +75,12 @@ TABLES = (
         TOKEN_REPLICAS,
     ),
     ("packs", "packs/<name>/…/index.parquet", "One row per pack, where it lies.", PACK_INDEX),
-    ("pack_plan", "packs/<name>/…/plan.parquet", "One row per copy of a document.", PLAN),
+    (
+        "pack_plan",
+        "packs/<name>/…/plan/",
+        "One row per copy of a document, or piece of one, that is packed or rejected.",
+        PLAN,
+    ),
 )
 
 DUCKDB_TYPES = {

@@ -11,11 +11,12 @@ from typing import Literal, get_args
 from infra import catalog, config
 from infra.cluster import require, session
 from infra.config import ConfigError
+from infra.layout import Vocabulary
 from infra.runs import TableRecord, load_record
-from packing.cost import ModelShape, coefficients, qwen2_5_7b
+from pipelines.cost_model import TRAINED, cost_coefficients
 from pipelines.curate import check, curate
 from pipelines.curate_images import captions_are_due
-from pipelines.pack_tokens import PackPhase
+from pipelines.pack_tokens import PackComponent, PackPhase
 from pipelines.recipe import Recipe, recipe_path
 from pipelines.refresh import refresh
 from pipelines.status import Look, NotDoneError, State
@@ -77,29 +78,22 @@ def require_pools(recipe: Recipe, curate_only: bool = False) -> None:
 
 
 def pack_phase(recipe: Recipe, tokens: TableRecord, *replicas: TableRecord) -> PackPhase:
-    """Packs whose cost is that of the model to be trained, or of Qwen2.5-7B."""
-    assert recipe.pack is not None
+    """Packs of one dataset, balanced for the recipe's cost model."""
+    pack = recipe.pack
+    assert pack is not None
     num_codes, text_size = tokens.facts["num_codes"], tokens.facts["text_vocab_size"]
-    shape = qwen2_5_7b(num_codes)
-    if recipe.pack.cost_model == "trained":
+    shape = None
+    if pack.cost_model == TRAINED:
         settings = train_config(recipe)
         assert settings is not None  # the recipe was checked
-        model = settings.model
-        shape = ModelShape(
-            hidden=model.hidden_size,
-            num_layers=model.num_layers,
-            num_heads=model.num_heads,
-            num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim,
-            intermediate=model.intermediate_size,
-            vocabulary=text_size + 2 + num_codes,
-        )
-    of = coefficients(shape, checkpointing=recipe.pack.checkpointing)
+        shape = settings.model.shape(Vocabulary(num_codes, text_size))
+    of = cost_coefficients(pack.cost_model, num_codes, pack.checkpointing, shape)
     stages = ["decisions", *(["caption_decisions"] if recipe.captions.rules else [])]
     found = (load_record(recipe.storage, f"{stage}/{recipe.dataset}") for stage in stages)
     decisions = tuple(record for record in found if record is not None)
-    pack = recipe.pack
-    return PackPhase(recipe.tokens_name, tokens, pack.packing, of, decisions, replicas, pack.copies)
+    name = recipe.tokens_name
+    whole = PackComponent(name, tokens, replicas, decisions, pack.copies)
+    return PackPhase(name, (whole,), pack.packing, of, pack.slicing)
 
 
 def train_only(name: str, overrides: Sequence[str] = ()) -> None:

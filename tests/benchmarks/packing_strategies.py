@@ -35,11 +35,19 @@ def picture_counts(role: str) -> NDArray[np.int64]:
     return np.array(found)
 
 
+KINDS = ("text", "text-to-image", "editing", "interleaved")
+SAMPLES = np.array([700, 345, 20, 5]) / 1070
+
+
 def mixture(n: int, seed: int) -> Lengths:
     """Tokens, positions with loss and pairs of each document."""
     draw = np.random.default_rng(seed)
-    shares = np.array([700, 345, 20, 5]) / 1070
-    kind = draw.choice(4, n, p=shares)
+    return lengths_of(draw.choice(4, n, p=SAMPLES), draw)
+
+
+def lengths_of(kind: Ints, draw: np.random.Generator) -> Lengths:
+    """Lengths of documents of these `KINDS`."""
+    n = len(kind)
     totals = np.zeros((3, n), np.int64)
     target, condition = picture_counts("target"), picture_counts("condition")
 

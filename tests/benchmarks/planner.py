@@ -8,25 +8,31 @@ Lengths: the simulated mixture of packing_strategies.py, packs of 20,480 tokens.
 each and in memory, without the files that its `pack_dataset` writes. It gets a million documents at
 most, in batches of 1,000 (its default) and of 100,000, which take 2 GB. ``plan`` orders documents
 by a hash of their ids before it packs, as `nextscale pack` does; ``pack_lengths``, for the
-simulator, knows no ids. Every line is a process of its own; memory is what its peak adds to the
-input. Times are of the CPU (one core's worth, whatever else the machine does), without imports and
-compilation.
+simulator, knows no ids. ``blend, plan_windows`` is what a mixture of any size goes through: a
+stream of batches of each of the four kinds of documents, blended in shares of tokens, packed and
+summed up; its last number is how far any 1% of the packs is off the quotas. Every line is a process
+of its own; memory is what its peak adds to the input. Times are of the CPU (one core's worth,
+whatever else the machine does), without imports and compilation.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from packing_strategies import mixture
+import pyarrow as pa
+from packing_strategies import KINDS, SAMPLES, lengths_of, mixture
 
+from packing.blend import blend
 from packing.cost import Coefficients, coefficients, cost, qwen2_5_7b
 from packing.lower_bound import lower_bound
-from packing.plan import plan
+from packing.plan import MANIFEST, Summary, plan, plan_windows
 from packing.simulate import Lengths, pack_lengths
 from packing.strategies import Packing, default_budget
 
@@ -39,6 +45,11 @@ WAYS = {
     "plan, compute, cap 1.0": Packing(token_slack=1.0),
     "plan, compute, cap 1.25": Packing(token_slack=1.25),
 }
+STREAMED = {
+    "blend, plan_windows, cap 1.0": Packing(token_slack=1.0),
+    "blend, plan_windows, cap 1.25": Packing(token_slack=1.25),
+}
+BATCH = 1 << 15
 
 MEMORY = """
 def peak_kib(reset=False):
@@ -113,6 +124,79 @@ def one(way: str, lengths: Lengths, of: Coefficients) -> dict[str, float]:
     }
 
 
+class Stream:
+    """Batches of a manifest of one kind of documents, made as they are asked for."""
+
+    def __init__(self, kind: int, n: int, seed: int, of: Coefficients) -> None:
+        self.kind, self.n, self.seed, self.of = kind, n, seed, of
+        self.seconds = 0.0  # of the CPU, for the input alone
+
+    def counts(self) -> Iterator[tuple[Lengths, np.ndarray]]:
+        for start in range(0, self.n, BATCH):
+            draw = np.random.default_rng([self.seed, self.kind, start])
+            lengths = lengths_of(np.full(min(BATCH, self.n - start), self.kind), draw)
+            yield lengths, cost(lengths.num_tokens, lengths.num_loss, lengths.num_pairs, self.of)
+
+    def tables(self, packing: Packing, budget: float) -> Iterator[pa.Table]:
+        batches = self.counts()
+        while True:
+            started = time.process_time()
+            lengths, costs = next(batches, (None, None))
+            if lengths is None:
+                return
+            n = len(costs)
+            known = vars(lengths) | {
+                "component": np.full(n, self.kind),
+                "doc_id": [f"{i:032x}" for i in range(n)],
+                "cost": costs,
+            }
+            columns = [
+                pa.nulls(n, field.type)
+                if field.name == "reason"
+                else pa.array(known.get(field.name, np.zeros(n))).cast(field.type)
+                for field in MANIFEST
+            ]
+            table = pa.Table.from_arrays(columns, schema=MANIFEST)
+            fits = (lengths.num_tokens <= packing.token_cap) & (costs <= budget)
+            table = table.filter(pa.array(fits))
+            self.seconds += time.process_time() - started
+            yield table
+
+
+def streamed(way: str, n: int, seed: int, of: Coefficients) -> dict[str, float]:
+    """Blend and pack streams of `KINDS` in this process, nothing but sums of which is kept."""
+    packing = STREAMED[way]
+    sample = mixture(1_000_000, seed)
+    costs = cost(sample.num_tokens, sample.num_loss, sample.num_pairs, of)
+    budget = default_budget(sample.num_tokens, costs, packing)
+    del sample, costs
+    streams = [Stream(k, round(n * SAMPLES[k]), seed, of) for k in range(len(KINDS))]
+    tokens, lost = [0] * len(KINDS), 0
+    for stream in streams:
+        for lengths, costs in stream.counts():
+            fits = (lengths.num_tokens <= packing.token_cap) & (costs <= budget)
+            tokens[stream.kind] += int(lengths.num_tokens[fits].sum())
+            lost += int((~fits).sum())
+    few = blend([Stream(k, 100, 0, of).tables(packing, budget) for k in range(4)], tokens)
+    list(plan_windows(few, packing, budget))  # compiled before the clock
+    summary = Summary(packing, budget, tokens)
+    before = peak_kib(reset=True)
+    started = time.process_time()
+    blended = blend([stream.tables(packing, budget) for stream in streams], tokens)
+    for table in plan_windows(blended, packing, budget):
+        summary.add(table)
+    seconds = time.process_time() - started
+    return {
+        "seconds": seconds - math.fsum(stream.seconds for stream in streams),
+        "packs": summary.num_packs,
+        "peak_kib": peak_kib() - before,
+        "bound": summary.lower_bound,
+        "lost": lost,
+        "imbalance": summary.imbalance,
+        "deviation": float(summary.deviation.max()),
+    }
+
+
 def run(command: list[str]) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -121,8 +205,9 @@ def run(command: list[str]) -> dict[str, float]:
 
 def line(name: str, n: int, told: dict[str, float], bound: float) -> None:
     rest = f"  {told['imbalance']:.4f}  {told['lost']:6,.0f}" if "lost" in told else ""
+    rest += f"  {told['deviation']:.3%}" if "deviation" in told else ""
     print(
-        f"{name:28} {n:11,} {n / told['seconds']:12,.0f} {told['peak_kib'] / MIB:8,.0f} "
+        f"{name:29} {n:11,} {n / told['seconds']:12,.0f} {told['peak_kib'] / MIB:8,.0f} "
         f"{1024 * told['peak_kib'] / n:8,.0f} {told['packs']:10,.0f} "
         f"{told['packs'] / bound - 1:+8.3%}{rest}",
         flush=True,
@@ -134,18 +219,21 @@ def main() -> None:
     options.add_argument("--documents", nargs="+", type=int, default=[1_000_000, 10_000_000])
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--peer-python", help="a Python that has trl and datasets")
-    options.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    options.add_argument("--way", choices=WAYS | STREAMED, help=argparse.SUPPRESS)
     args = options.parse_args()
     of = coefficients(qwen2_5_7b(), checkpointing=True)
+    if args.way in STREAMED:
+        print(json.dumps(streamed(args.way, args.documents[0], args.seed, of)))
+        return
     if args.way:
         print(json.dumps(one(args.way, mixture(args.documents[0], args.seed), of)))
         return
     print(
-        f"{'planner':28} {'documents':>11} {'documents/s':>12} {'peak MiB':>8} {'B/doc':>8} "
-        f"{'packs':>10} {'bound':>8}  cost max/mean, left out"
+        f"{'planner':29} {'documents':>11} {'documents/s':>12} {'peak MiB':>8} {'B/doc':>8} "
+        f"{'packs':>10} {'bound':>8}  cost max/mean, left out, off quota"
     )
     for n in args.documents:
-        for way in WAYS:
+        for way in WAYS | STREAMED:
             ours = [sys.executable, __file__, "--way", way, "--documents", str(n)]
             told = run([*ours, "--seed", str(args.seed)])
             line(way, n, told, told["bound"])

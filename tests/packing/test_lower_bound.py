@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packing.lower_bound import lower_bound, martello_toth
+from packing.lower_bound import BesideDear, lower_bound, martello_toth
 from packing.strategies import Packing
 
 
@@ -44,6 +44,45 @@ def test_the_bound_is_that_of_the_definition(sizes: list[int], capacity: int) ->
         beside = sum(small) - (len(large) * capacity - sum(large))
         found.append(len(alone) + len(large) + max(0, math.ceil(beside / capacity)))
     assert martello_toth(np.array(sizes, np.int64), capacity) == max(found)
+
+
+def fewest_packs(items: list[tuple[int, int]], cap: int, budget: int) -> int:
+    """By trying every pack for every document of (tokens, cost)."""
+
+    def place(left: list[tuple[int, int]], rooms: tuple[tuple[int, int], ...], best: int) -> int:
+        if len(rooms) >= best or not left:
+            return min(len(rooms), best)
+        (t, c), rest = left[0], left[1:]
+        for i, (a, b) in enumerate(rooms):
+            if a >= t and b >= c:
+                best = place(rest, (*rooms[:i], (a - t, b - c), *rooms[i + 1 :]), best)
+        return place(rest, (*rooms, (cap - t, budget - c)), best)
+
+    return place(sorted(items, reverse=True), (), len(items))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=7))
+def test_no_packing_of_both_sizes_beats_the_bound(items: list[tuple[int, int]]) -> None:
+    packing = Packing(tokens_per_pack=20, token_slack=1.0)
+    tokens, costs = np.array(items, np.int64).T
+    bound = lower_bound(tokens, costs.astype(float), packing, 20.0)
+    assert bound <= fewest_packs(items, 20, 20)
+    beside = BesideDear()
+    for i in range(len(items)):
+        beside.add(tokens[i : i + 1], costs[i : i + 1].astype(float), packing, 20.0)
+    assert math.ceil(tokens.sum() / 20) <= beside.bound <= bound
+
+
+def test_dear_documents_waste_tokens_that_nothing_can_fill() -> None:
+    packing = Packing(tokens_per_pack=100, token_slack=1.0)
+    # Beside (50 tokens, cost 90) fit 10 tokens of cost 1 each, so 40 are wasted in ten packs.
+    tokens = np.array([50] * 10 + [10] * 50)
+    costs = np.array([90.0] * 10 + [10.0] * 50)
+    assert lower_bound(tokens, costs, packing, 100.0) == 14  # 1,000 tokens, cost 1,400
+    costs[10:] = 5.0
+    assert lower_bound(tokens, costs, packing, 100.0) == 13
+    assert lower_bound(tokens, np.full(60, 1.0), packing, 100.0) == 10
 
 
 def test_memory_follows_the_items_and_not_the_capacity() -> None:

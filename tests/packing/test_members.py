@@ -46,7 +46,7 @@ def plain(documents: list[Document] | tuple[Document, ...]) -> list[object]:
         return (segment.schedule, segment.num_scales, *codes, segment.role, segment.loss)
 
     return [
-        (d.doc_id, d.copy, d.task, d.source, [values(segment) for segment in d.segments])
+        (d.doc_id, d.copy, d.first_segment, d.task, d.source, [values(s) for s in d.segments])
         for d in documents
     ]
 
@@ -72,6 +72,7 @@ documents = st.builds(
     st.sampled_from(["t2i", "text"]),
     st.text(max_size=5),
     st.lists(segments, max_size=4).map(tuple),
+    st.integers(0, 2**31 - 1),
 )
 
 
@@ -125,6 +126,20 @@ def test_from_tokens_reads_every_row() -> None:
     assert plain(from_tokens(table.slice(1, 2), [1, 0])) == plain(expected[1:3])
     assert plain(from_tokens(table.take([3, 0]), [1, 0])) == plain([expected[3], expected[0]])
     assert from_tokens(table.slice(0, 0)) == []
+    parts = [(0, 3), (1, 1), (1, 2), (2, 1)]
+    sliced = [
+        Document(d.doc_id, 0, d.task, d.source, d.segments[first:][:length], first)
+        for d, (first, length) in zip(expected, parts, strict=True)
+    ]
+    firsts, lengths = zip(*parts, strict=True)
+    assert plain(from_tokens(table, None, firsts, lengths)) == plain(sliced)
+    assert plain(from_tokens(table.slice(1, 2), None, firsts[1:3], lengths[1:3])) == plain(
+        sliced[1:3]
+    )
+    assert plain(from_tokens(table.slice(3), None, [2])) == plain(sliced[3:])
+    for first, length in ((-1, 1), (0, 4), (3, 1), (2, 2), (1, 0), (2, -1), (3, 0)):
+        with pytest.raises(ValueError, match=f"document 0 has 3 segments: {length} from segment"):
+            from_tokens(table.slice(0, 1), None, [first], [length])
     failed = pa.Table.from_pylist([rows[0], {"doc_id": "bad"}], schema=TOKENS)
     with pytest.raises(ValueError, match="document bad has no tokens"):
         from_tokens(failed)
@@ -244,6 +259,8 @@ def test_packs_are_read_by_many_threads_at_once() -> None:
         (1, "schedule", 41, "schedule 41"),
         (1, "num_scales", 256, "256 scales"),
         (1, "role", None, "role is None"),
+        (1, "length", 13, "says 13 codes where the schedule has 14"),
+        (1, "length", None, "`length` is None"),
     ],
 )
 def test_a_layout_that_lies_is_refused(segment: int, name: str, value: object, match: str) -> None:
@@ -252,4 +269,14 @@ def test_a_layout_that_lies_is_refused(segment: int, name: str, value: object, m
     tree = json.loads(members[LAYOUT])
     tree["documents"][0]["segments"][segment][name] = value
     with pytest.raises(ValueError, match=match):
+        decode(members | {LAYOUT: json.dumps(tree).encode()})
+
+
+@pytest.mark.parametrize("name", ["copy", "first_segment"])
+@pytest.mark.parametrize("value", [-1, 2**31, True, 1.0, "0", None])
+def test_a_place_that_cannot_be_is_refused(name: str, value: object) -> None:
+    members = encode([Document("a", 0, "text", "s", (Text(np.arange(3, dtype=np.int32)),))])
+    tree = json.loads(members[LAYOUT])
+    tree["documents"][0][name] = value
+    with pytest.raises(ValueError, match=f"`{name}` is {value!r}, expected"):
         decode(members | {LAYOUT: json.dumps(tree).encode()})

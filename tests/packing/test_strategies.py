@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from packing import strategies
-from packing.strategies import Packing, assign, default_budget, padded_tokens
+from packing.strategies import Packing, assign, budget_of, default_budget, padded_tokens
 
 
 def packs(tokens: list[int], costs: list[float], packing: Packing, budget: float) -> list[int]:
@@ -45,6 +45,23 @@ def test_batches_do_not_depend_on_slices(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = packs(tokens, [1.0] * 200, packing, math.inf)
     monkeypatch.setattr(strategies, "_SLICE", 7)
     assert packs(tokens, [1.0] * 200, packing, math.inf) == whole
+
+
+def test_the_budget_needs_three_numbers_in_any_order() -> None:
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(1, 5_000, 10_000)
+    costs = tokens * draw.uniform(0.9, 1.4, 10_000) * 1e9
+    packing = Packing(tokens_per_pack=4_000, token_slack=1.05)
+    whole = default_budget(tokens, costs, packing)
+    for _ in range(3):
+        order = draw.permutation(10_000)
+        assert default_budget(tokens[order], costs[order], packing) == whole
+    mean, dearest = math.fsum(costs) / tokens.sum(), costs[tokens <= 4_200].max()
+    assert budget_of(mean, dearest, packing) == whole
+    assert budget_of(2.0, 7_000.0, packing) == 8_000.0
+    assert budget_of(2.0, 8_100.0, packing) == 8_100.0
+    assert budget_of(2.0, 9_000.0, packing) == 8_400.0
+    assert math.isinf(budget_of(2.0, 9_000.0, Packing("fixed_length")))
 
 
 @pytest.mark.parametrize(

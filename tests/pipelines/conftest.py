@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 from infra import runs
 from infra.runs import Part, TableRecord
 from infra.schema import TOKENS
+from infra.segments import Segment, Text, count
 from infra.storage import Storage
 from packing.plan import PLAN
 from packing.shards import PACK_INDEX
@@ -190,10 +191,13 @@ def _write_tokens(recipe: Recipe) -> None:
         {"row": i, "doc_id": row["doc_id"], "copy": 0, "pack": i % 2, "position": i // 2}
         for i, row in enumerate(fine[1:])
     ]
-    plan = pa.Table.from_pylist(planned, schema=PLAN)
-    storage.write_part("packs/mixed-256/v/plan.parquet", plan, PLAN, "row")
+    files = []
+    for number, half in enumerate((planned[:3], planned[3:])):
+        plan = pa.Table.from_pylist(half, schema=PLAN)
+        files.append(f"packs/mixed-256/v/plan/part-{number:06d}.parquet")
+        storage.write_part(files[-1], plan, PLAN, "row")
     facts = {
-        "plan": "packs/mixed-256/v/plan.parquet",
+        "plan": files,
         "token_cap": 5_000,
         "budget": 2.0,
         "strategy": "fixed_compute",
@@ -224,3 +228,64 @@ def _write(
     record = TableRecord(table, f"{table}-1", "spec", key, (part,), facts)
     runs.finish(storage, record, {}, inputs, time.time())
     return record
+
+
+PACKABLE = {
+    "tokenizer_id": "t",
+    "vocabulary_id": "v",
+    "num_codes": 64,
+    "text_vocab_size": 100,
+    "level": 256,
+}
+"""Facts of the tokens that `token_table` writes."""
+
+
+@pytest.fixture
+def token_table() -> Callable[..., TableRecord]:
+    """Writes a table of tokens that can be packed: (task, segments) by doc_id."""
+    return _token_table
+
+
+def _token_table(
+    storage: Storage,
+    name: str,
+    documents: Mapping[str, tuple[str, Sequence[Segment]]],
+    part_rows: int = 40,
+    **facts: Any,
+) -> TableRecord:
+    table, version, parts = f"tokens/{name}", runs.version_of(name.ljust(32, "0")), []
+    schema = pa.schema([field.remove_metadata() for field in TOKENS])
+    rows = [
+        {
+            "doc_id": doc_id,
+            "task": task,
+            "source": name,
+            "sample_ids": [doc_id],
+            "segments": [_segment(segment) for segment in segments],
+            **count(segments)._asdict(),
+        }
+        for doc_id, (task, segments) in documents.items()
+    ]
+    for number, start in enumerate(range(0, len(rows), part_rows)):
+        part = pa.Table.from_pylist(rows[start : start + part_rows], schema=schema)
+        file = f"{version}/part-{number:05d}.parquet"
+        storage.write_part(f"{table}/{file}", part, TOKENS, "doc_id")
+        parts.append(Part(file, len(part)))
+    spec = name.ljust(32, "0")
+    record = TableRecord(table, spec, spec, "doc_id", tuple(parts), PACKABLE | facts)
+    runs.save_record(storage, record)
+    return record
+
+
+def _segment(of: Segment) -> dict[str, Any]:
+    if isinstance(of, Text):
+        return {"kind": "text", "loss": of.loss, "text_ids": of.ids.tolist()}
+    return {
+        "kind": "image",
+        "role": of.role,
+        "loss": of.loss,
+        "schedule": of.schedule,
+        "num_scales": of.num_scales,
+        "input_codes": of.input_codes.tolist(),
+        "target_codes": of.target_codes.tolist(),
+    }

@@ -1,5 +1,6 @@
 """Counts for the simulator, from tables as users write them and from packs of a workspace."""
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import pytest
 from infra import runs
 from infra.config import ConfigError
 from infra.runs import Part, TableRecord
-from infra.schema import TOKENS
 from infra.storage import Storage
 from packing.cost import coefficients, qwen2_5_7b
 from packing.packs import FACTS, Facts
@@ -110,44 +110,29 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
 NAMES = [f"{i:032x}" for i in range(40)]
 
 
-def write_tokens(storage: Storage, tokens: np.ndarray, fingerprint: str = "f") -> None:
-    """Tokens of 40 documents in two parts."""
-    parts = []
-    for number, rows in enumerate((range(25), range(25, 40))):
-        table = pa.Table.from_pylist(
-            [
-                {
-                    "doc_id": NAMES[i],
-                    "num_tokens": int(tokens[i]),
-                    "num_loss": int(tokens[i]) - 1,
-                    "num_pairs": int(tokens[i]) ** 2,
-                }
-                for i in rows
-            ],
-            schema=pa.schema([field.remove_metadata() for field in TOKENS]),
-        )
-        storage.write_part(f"tokens/t-256/v/{number}.parquet", table, TOKENS, "doc_id")
-        parts.append(Part(f"v/{number}.parquet", len(rows)))
-    runs.save_record(storage, TableRecord("tokens/t-256", fingerprint, "r", "doc_id", tuple(parts)))
-
-
 def packed_workspace(
-    root: Path, keep_run: bool = True, old: bool = False, packing: Packing = PACKING
+    root: Path, keep_run: bool = True, packing: Packing = PACKING
 ) -> tuple[Storage, Plan, np.ndarray]:
-    """A plan of 40 documents in which some have two copies. ``old``: it names no tokens."""
+    """A plan of 40 documents, in two files, in which some have two copies."""
     storage = Storage(str(root))
     tokens = np.random.default_rng(0).integers(50, 400, 40)
     tokens[7] = 1_300  # over the cap
-    write_tokens(storage, tokens)
     made = plan(NAMES, tokens, tokens * 2.0, packing, copies=np.arange(40) % 3)
-    storage.write_part("packs/t-256/v/plan.parquet", made.to_table(NAMES), PLAN, "row")
+    rows = made.to_table(NAMES)
+    for name, of in (("num_loss", tokens - 1), ("num_pairs", tokens**2)):
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, rows.schema.field(name), pa.array(of[made.document]))
+    files = [f"packs/t-256/v/plan/part-{number:06d}.parquet" for number in range(2)]
+    for file, part in zip(files, (rows.slice(0, 25), rows.slice(25)), strict=True):
+        storage.write_part(file, part, PLAN, "row")
     facts = Facts("t", "v", 64, 100, 256, packing.strategy, packing.token_cap, packing.seed)
     storage.write(f"packs/t-256/v/{FACTS}", facts.to_json())
     told = {
-        "plan": "packs/t-256/v/plan.parquet",
+        "plan": files,
+        "components": [],
         "lower_bound": made.lower_bound,
         "rejected": made.rejected(),
-    } | ({} if old else {"tokens_version": "f"})
+    }
     index = Part("v/index.parquet", made.num_packs)
     record = TableRecord("packs/t-256", "g", "r", "pack", (index,), told)
     if keep_run:
@@ -190,30 +175,13 @@ def test_the_cap_of_packs_of_equal_length_is_their_length(tmp_path: Path) -> Non
     assert (existing.packing.tokens_per_pack, existing.packing.token_cap) == (900, 900)
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_packs_of_documents_that_were_tokenized_again_are_refused(
-    tmp_path: Path, old: bool
-) -> None:
-    storage, _, tokens = packed_workspace(tmp_path, old=old)
-    read_packs(storage, "t-256")
-    tokens[2] += 1
-    write_tokens(storage, tokens, "another")
-    with pytest.raises(ConfigError, match="not of the tokens that are there: run `nextscale pack`"):
-        read_packs(storage, "t-256")
-
-
-def test_other_tokens_of_the_same_lengths_are_other_tokens(tmp_path: Path) -> None:
-    storage, _, tokens = packed_workspace(tmp_path)
-    write_tokens(storage, tokens, "another")
-    with pytest.raises(ConfigError, match="not of the tokens that are there"):
-        read_packs(storage, "t-256")
-
-
-def test_packs_that_are_not_there_or_not_of_these_tokens(tmp_path: Path) -> None:
+def test_packs_that_are_not_there_or_older_than_their_plan_must_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="packs/none is not there"):
         read_packs(Storage(str(tmp_path)), "none")
     storage, _, _ = packed_workspace(tmp_path)
-    one = TableRecord("tokens/t-256", "f", "r", "doc_id", (Part("v/1.parquet", 15),))
-    runs.save_record(storage, one)
-    with pytest.raises(ConfigError, match="not of the tokens that are there"):
+    record = runs.load_record(storage, "packs/t-256")
+    assert record is not None
+    older = dataclasses.replace(record, facts={"plan": "packs/t-256/v/plan.parquet"})
+    runs.save_record(storage, older)
+    with pytest.raises(ConfigError, match="has no counts yet: run `nextscale pack`"):
         read_packs(storage, "t-256")

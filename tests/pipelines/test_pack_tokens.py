@@ -15,11 +15,12 @@ from infra.schedules import SCHEDULES
 from infra.schema import DECISIONS, TOKENS
 from infra.segments import Image, Text, count
 from infra.storage import Storage
-from packing.cost import coefficients, qwen2_5_7b
-from packing.plan import Packing
+from packing.cost import coefficients, cost, qwen2_5_7b
+from packing.plan import Packing, plan
 from packing.reader import open_packs, read_pack
+from packing.slices import Slicing
 from pipelines.lengths import read_packs
-from pipelines.pack_tokens import PackPhase, read_copies, write_packs
+from pipelines.pack_tokens import PackComponent, PackPhase, write_packs
 from pipelines.replicas import replica_table
 
 NUM_SCALES = 4
@@ -92,10 +93,11 @@ def tokens(tmp_path):
     return storage, record, expected
 
 
-def phase_of(record, decisions=(), replicas=(), copies=1, **packing):
+def phase_of(record, decisions=(), replicas=(), copies=1, drop=0.0, **packing):
     settings = Packing(**({"tokens_per_pack": 200} | packing))
     of = coefficients(qwen2_5_7b(64))
-    return PackPhase("photos-256", record, settings, of, decisions, replicas, copies)
+    whole = PackComponent("photos-256", record, replicas, decisions, copies)
+    return PackPhase("photos-256", (whole,), settings, of, Slicing(drop_captions=drop))
 
 
 def replica_of(storage, record, number, noise):
@@ -117,8 +119,8 @@ def replica_of(storage, record, number, noise):
 
 def shards_of(storage, phase):
     """All bytes of the packs, by name."""
-    names = [name for name in storage.names(phase.folder) if name != "_units"]
-    return {name: storage.read(f"{phase.folder}/{name}") for name in names}
+    found = [path for path, _, _ in storage.find(phase.folder)]
+    return {path.removeprefix(f"{phase.folder}/"): storage.read(path) for path in found}
 
 
 def judge(storage, stage, copies, per_part=17):
@@ -161,19 +163,19 @@ def test_every_document_comes_back_once_with_its_codes(tokens, ray_session):
 
 def test_a_run_that_stopped_between_shards_goes_on(tokens, ray_session, monkeypatch):
     storage, record, _ = tokens
-    monkeypatch.setattr("pipelines.pack_tokens.PACKS_PER_SHARD", 4)
+    monkeypatch.setattr("pipelines.write_shards.PACKS_PER_SHARD", 4)
     phase = phase_of(record)
     write_packs(storage, phase)
-    files = [name for name in storage.names(phase.folder) if name != "_units"]
+    whole = shards_of(storage, phase)
+    files = list(whole)
     assert len(files) > 5
-    whole = {name: storage.read(f"{phase.folder}/{name}") for name in files}
     # As after a kill: no record, one shard written, another only half of the way.
     shards = [name for name in files if name.endswith(".tar")]
     for name in [*shards[1:], "index.parquet", "packs.json"]:
         storage.remove(f"{phase.folder}/{name}")
     storage.remove(f"{phase.table}/_table.json")
     write_packs(storage, phase)
-    assert {name: storage.read(f"{phase.folder}/{name}") for name in files} == whole
+    assert shards_of(storage, phase) == whole
 
 
 def test_unchanged_tokens_are_not_packed_again_and_other_settings_are(tokens, ray_session):
@@ -186,18 +188,61 @@ def test_unchanged_tokens_are_not_packed_again_and_other_settings_are(tokens, ra
 
 
 def test_packs_know_the_tokens_that_they_were_made_from(tokens, ray_session):
-    storage, record, _ = tokens
-    runs.save_record(storage, record)
+    storage, record, expected = tokens
     phase = phase_of(record)
-    assert write_packs(storage, phase).facts["tokens_version"] == record.version
-    name = phase.name
-    existing = read_packs(storage, name).existing
-    assert (existing.packing, existing.coefficients) == (phase.packing, phase.coefficients)
+    facts = write_packs(storage, phase).facts
+    [component] = facts["components"]
+    assert component["tables"] == [record.table]
+    assert component["versions"] == [record.version]
+    assert (component["share"], component["quota"], component["epochs"]) == (1, 1, 1)
+    assert (component["left_out_tokens"], component["left_out_documents"]) == (0, 0)
+    existing = read_packs(storage, phase.name)
+    assert (existing.existing.packing, existing.existing.coefficients) == (
+        phase.packing,
+        phase.coefficients,
+    )
+    # The plan alone says all that the simulator asks for.
+    storage.remove(record.table)
+    assert read_packs(storage, phase.name).lengths.num_tokens.sum() == component["num_tokens"]
+    assert len(existing.lengths) == len(expected)
     # Rows that failed in another way make another version under the same fingerprint.
     part = dataclasses.replace(record.parts[0], failures="other")
-    runs.save_record(storage, dataclasses.replace(record, parts=(part, *record.parts[1:])))
-    with pytest.raises(ConfigError, match="not of the tokens that are there"):
-        read_packs(storage, name)
+    other = dataclasses.replace(record, parts=(part, *record.parts[1:]))
+    assert phase_of(other).fingerprint != phase.fingerprint
+
+
+def test_the_plan_is_that_of_all_documents_in_memory(tokens, ray_session, monkeypatch):
+    """Windows, parts and the sort on disk change nothing of `packing.plan.plan`."""
+    monkeypatch.setattr("pipelines.plan_packs.PLAN_PART_ROWS", 20)
+    monkeypatch.setattr("pipelines.manifest.PART_ROWS", 30)
+    monkeypatch.setattr("pipelines.manifest.BATCH_ROWS", 7)
+    storage, record, expected = tokens
+    phase = phase_of(record, copies=2, window=16, token_slack=1.1)
+    facts = write_packs(storage, phase).facts
+    assert len(facts["plan"]) > 2
+    rows = pa.concat_tables([storage.read_table(path) for path in facts["plan"]])
+    names = sorted(expected)
+    counts = np.array([count(expected[name]) for name in names])
+    costs = cost(*counts.T, phase.coefficients)
+    made = plan(names, counts[:, 0], costs, phase.packing, copies=2)
+    assert math.isclose(facts["budget"], made.budget, rel_tol=1e-12)
+    inside = made.pack >= 0
+    assert rows["row"].to_pylist() == list(range(len(made.pack)))
+    assert rows["pack"].to_pylist() == [p if p >= 0 else None for p in made.pack.tolist()]
+    doc_ids = [names[i] for i in made.document.tolist()]
+    planned = list(zip(rows["doc_id"].to_pylist(), rows["copy"].to_pylist(), strict=True))
+    wanted = list(zip(doc_ids, made.copy.tolist(), strict=True))
+    num_inside = int(inside.sum())
+    assert planned[:num_inside] == wanted[:num_inside]
+    assert sorted(planned[num_inside:]) == sorted(wanted[num_inside:])
+    assert facts["num_packs"] == made.num_packs
+    assert facts["rejected"] == made.rejected()
+    assert math.isclose(facts["imbalance"], made.imbalance)
+    for row in rows.to_pylist():
+        t, loss, pairs = count(expected[row["doc_id"]])
+        assert (row["num_tokens"], row["num_loss"], row["num_pairs"]) == (t, loss, pairs)
+        place = storage.read_table(record.path(row["part"]), ["doc_id"])["doc_id"]
+        assert place[row["token_row"]].as_py() == row["doc_id"]
 
 
 def test_documents_are_packed_as_often_as_the_decisions_say(tokens, ray_session):
@@ -223,42 +268,9 @@ def test_documents_are_packed_as_often_as_the_decisions_say(tokens, ray_session)
         write_packs(storage, phase_of(record, (none,)))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_copies_are_the_least_of_the_samples_and_the_product_of_the_stages(tmp_path, seed):
-    storage = Storage(str(tmp_path))
-    rng = np.random.default_rng(seed)
-    samples = [hashlib.md5(f"s{n}".encode()).hexdigest() for n in range(60)]
-    stages = [
-        {id_: int(rng.integers(4)) for id_ in samples if rng.random() < share}
-        for share in (0.8, 0.4)
-    ]
-    rows = [
-        {"doc_id": f"{n:03d}", "sample_ids": rng.choice(samples, rng.integers(4)).tolist()}
-        for n in range(200)
-    ]
-    schema = pa.schema([field.remove_metadata() for field in TOKENS])
-    table = pa.Table.from_pylist(rows, schema=schema)
-    storage.write_part("tokens/photos-256/v/part-00000.parquet", table, TOKENS, "doc_id")
-    part = Part("v/part-00000.parquet", len(rows))
-    record = TableRecord("tokens/photos-256", "f", "r", "doc_id", (part,), FACTS)
-    names = ("decisions", "caption_decisions")
-    records = [judge(storage, name, copies) for name, copies in zip(names, stages, strict=True)]
-    asked = [row["doc_id"] for row in rows if rng.random() < 0.9]
-    for num_stages in range(3):
-        found = read_copies(storage, phase_of(record, tuple(records[:num_stages])), asked)
-        expected = [
-            min(
-                (math.prod(stage.get(id_, 1) for stage in stages[:num_stages]) for id_ in samples),
-                default=1,
-            )
-            for samples in (row["sample_ids"] for row in rows if row["doc_id"] in asked)
-        ]
-        assert found.tolist() == expected
-
-
 @pytest.mark.parametrize("num_replicas", [2, 3])
 def test_copies_take_turns_among_the_replicas(tokens, ray_session, monkeypatch, num_replicas):
-    monkeypatch.setattr("pipelines.pack_tokens.PACKS_PER_SHARD", 8)
+    monkeypatch.setattr("pipelines.write_shards.PACKS_PER_SHARD", 8)
     storage, record, expected = tokens
     replicas = tuple(replica_of(storage, record, n, n) for n in range(1, num_replicas))
     sample_of = {hashlib.md5(n.encode()).hexdigest(): n for n in map(str, range(2000))}
@@ -281,11 +293,9 @@ def test_copies_take_turns_among_the_replicas(tokens, ray_session, monkeypatch, 
     }
 
 
-def test_one_replica_is_packed_as_ever_and_equal_ones_make_no_difference(tokens, ray_session):
+def test_equal_replicas_make_no_difference(tokens, ray_session):
     storage, record, _ = tokens
     phase = phase_of(record)
-    spec = {"packing": phase.packing, "coefficients": phase.coefficients}
-    assert phase.fingerprint == runs.fingerprint(runs.row_spec(spec, []), [record])
     twice = phase_of(record, copies=2)
     write_packs(storage, twice)
     before = shards_of(storage, twice)
@@ -296,7 +306,7 @@ def test_one_replica_is_packed_as_ever_and_equal_ones_make_no_difference(tokens,
 
 
 def test_packs_of_replicas_go_on_after_a_kill(tokens, ray_session, monkeypatch):
-    monkeypatch.setattr("pipelines.pack_tokens.PACKS_PER_SHARD", 8)
+    monkeypatch.setattr("pipelines.write_shards.PACKS_PER_SHARD", 8)
     storage, record, _ = tokens
     phase = phase_of(record, replicas=(replica_of(storage, record, 1, 5),), copies=2)
     write_packs(storage, phase)

@@ -3,9 +3,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from infra import config
 from infra.config import ConfigError, build
 from pipelines import curate_images, curate_texts
+from pipelines.mixture import Mixture
 from pipelines.recipe import Recipe, recipe_path
+from trainer.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = {
@@ -23,14 +26,18 @@ def test_our_recipes_are_found_by_name():
 
 def test_the_readmes_recipes_are_recipes():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    pictures, texts = (
-        build(Recipe, yaml.safe_load(block.split("```")[0]))
-        for block in readme.split("```yaml\n")[1:]
+    kinds = (Recipe, Recipe, Mixture, TrainConfig)
+    blocks = (block.split("```")[0] for block in readme.split("```yaml\n")[1:])
+    pictures, texts, mixture, run = (
+        build(kind, yaml.load(block, config._Loader))
+        for kind, block in zip(kinds, blocks, strict=True)
     )
     curate_images.check_rules(pictures)
     curate_texts.check_rules(texts)
     assert texts.holds_texts
     assert not pictures.holds_texts
+    assert mixture.num_tokens == 2_000_000_000
+    assert run.model.head_dim == 128
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -11,7 +10,7 @@ from infra.config import ConfigError
 from infra.runs import Part, TableRecord
 from infra.schema import TOKENS
 from infra.storage import Storage
-from pipelines.replicas import SHARED, read_lengths, replica_table
+from pipelines.replicas import COUNTS, SHARED, check_tables, read_light, replica_table
 
 FACTS = dict.fromkeys(SHARED, 1)
 BAD = {"stage": "codes", "type": "corrupt", "message": "bad"}
@@ -49,25 +48,21 @@ def test_the_first_replica_is_the_table_that_there_always_was():
     assert replica_table("photos-256", 2) == "tokens/photos-256-r2"
 
 
+def read_all(storage, tables):
+    """All parts, checked as the packer does."""
+    check_tables(tables)
+    return [read_light(storage, tables, part) for part in range(len(tables[0].parts))]
+
+
 @pytest.mark.parametrize("num_replicas", [1, 3])
-def test_lengths_are_those_of_the_rows_that_did_not_fail(tmp_path, num_replicas):
+def test_all_rows_of_the_first_are_told_failed_ones_too(tmp_path, num_replicas):
     storage, parts = Storage(str(tmp_path)), [rows_of(1), [], rows_of(2, failed=())]
     tables = [write(storage, replica, parts) for replica in range(num_replicas)]
-    found = read_lengths(storage, tables)
-    fine = [(n, i, row) for n, part in enumerate(parts) for i, row in enumerate(part)]
-    fine = [(n, i, row) for n, i, row in fine if row["error"] is None]
-    assert found.doc_ids == [row["doc_id"] for *_, row in fine]
-    assert found.part.tolist() == [n for n, *_ in fine]
-    assert found.row.tolist() == [i for _, i, _ in fine]
-    for name in ("num_tokens", "num_loss", "num_pairs"):
-        values = getattr(found, name)
-        assert values.dtype == np.int64
-        assert values.tolist() == [row[name] for *_, row in fine]
-
-
-def test_a_table_without_parts_has_no_lengths(tmp_path):
-    storage = Storage(str(tmp_path))
-    assert read_lengths(storage, [write(storage, 0, [])]).doc_ids == []
+    for found, rows in zip(read_all(storage, tables), parts, strict=True):
+        assert found["doc_id"].to_pylist() == [row["doc_id"] for row in rows]
+        assert found["error"].to_pylist() == [row["error"] for row in rows]
+        for name in COUNTS:
+            assert found[name].to_pylist() == [row[name] for row in rows]
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -75,7 +70,7 @@ def test_replicas_of_another_tokenizer_vocabulary_or_level_are_refused(tmp_path,
     storage, parts = Storage(str(tmp_path)), [rows_of(1)]
     tables = [write(storage, 0, parts), write(storage, 1, parts, FACTS | {name: 2})]
     with pytest.raises(ConfigError, match=f"tokens/photos-256-r1 has {name} 2, .*nextscale tok"):
-        read_lengths(storage, tables)
+        read_all(storage, tables)
 
 
 def without(rows, i):
@@ -111,7 +106,7 @@ def test_replicas_of_other_documents_are_refused_by_name(tmp_path, change, named
     if swap:
         tables[1] = write(storage, 1, first)
     with pytest.raises(ConfigError, match=f"document {re.escape(named)} is not the same") as told:
-        read_lengths(storage, tables)
+        read_all(storage, tables)
     assert "tokens/photos-256-r2" in str(told.value)
     assert "\n" not in str(told.value)
 
@@ -120,4 +115,4 @@ def test_other_numbers_of_parts_are_refused(tmp_path):
     storage = Storage(str(tmp_path))
     tables = [write(storage, 0, [rows_of(1)]), write(storage, 1, [rows_of(1), rows_of(2)])]
     with pytest.raises(ConfigError, match="has 2 parts, tokens/photos-256 has 1"):
-        read_lengths(storage, tables)
+        read_all(storage, tables)
