@@ -8,7 +8,7 @@ from infra.config import ConfigError, build
 from pipelines import curate_images, curate_texts
 from pipelines.mixture import Mixture
 from pipelines.recipe import Recipe, recipe_path
-from trainer.config import TrainConfig
+from trainer.config import ModelConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = {
@@ -16,6 +16,8 @@ SMALLEST = {
     "workspace": "w",
     "sources": [{"name": "s", "kind": "folder", "path": "p"}],
 }
+STAGES = {"alignment": 1e-3, "pretrain_256": 1e-4, "pretrain_512": 1e-4, "pretrain_1024": 1e-4,
+          "ct": 5e-5, "sft": 1e-5}  # fmt: skip
 TEXTS = [{"name": "t", "kind": "jsonl", "path": "p"}]
 
 
@@ -38,6 +40,20 @@ def test_the_readmes_recipes_are_recipes():
     assert not pictures.holds_texts
     assert mixture.num_tokens == 2_000_000_000
     assert run.model.head_dim == 128
+
+
+def test_the_stages_of_table_2_follow_each_other():
+    before = "Qwen/Qwen2.5-VL-7B-Instruct"
+    for stage, rate in STAGES.items():
+        run = config.load(TrainConfig, recipe_path(f"train_{stage}"))
+        mixture = config.load(Mixture, recipe_path(f"mixture_{stage}"))
+        assert run.packs == f"{mixture.workspace}/packs/{mixture.name}"
+        assert run.learning_rate == rate
+        assert run.initialise_from == before
+        assert run.trainable == ("new" if stage == "alignment" else "all")
+        assert run.scale_alpha == (0.0 if stage in ("alignment", "pretrain_256") else 0.9)
+        assert run.model == ModelConfig(3584, 18944, 28, 28, 4, 128, (16, 24, 24), 1e6)
+        before = f"model/{stage}"
 
 
 @pytest.mark.parametrize(

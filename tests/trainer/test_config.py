@@ -17,10 +17,6 @@ def test_a_recipe_section_becomes_a_config():
                                  betas=(0.9, 0.99))  # fmt: skip
 
 
-def test_qwen_7b_is_expressible():
-    ModelConfig(3584, 18944, 28, 28, 4, 128, (16, 24, 24), 1e6)
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
