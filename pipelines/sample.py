@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from infra.config import ConfigError
 from infra.layout import Text
 from infra.schedules import NUM_SCALES, Schedule, nearest
+from infra.schema import digest
 from tokenize_offline import checkpoint, text
 from tokenize_offline.codes import decode
 from trainer.export import ModelFacts, load_model, read_facts
@@ -92,5 +93,6 @@ def _check_identities(facts: ModelFacts, folder: str, tokenizer: str, vocabulary
 
 
 def _slug(prompt: str) -> str:
+    """A name that can be read, and that no other prompt has."""
     words: Sequence[str] = re.findall(r"[a-z0-9]+", prompt.lower())
-    return "-".join(words)[:40].strip("-") or "picture"
+    return f"{'-'.join(words)[:40].strip('-') or 'picture'}-{digest(prompt)[:6]}"

@@ -1,6 +1,6 @@
 """Packs -> trained steps: ``nextscale train RECIPE``. Joins trainer, packs and tokenizer."""
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from packing.packs import PackError, open_packs
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 from pipelines.status import State
-from pipelines.train_page import write_train_page
+from pipelines.train_page import read_log, write_train_page
 from trainer.config import TrainConfig
 
 
@@ -86,7 +86,12 @@ def _train(config: TrainConfig, name: str) -> None:
         progress.total = steps
         progress.add(entry.step - progress.done)
 
-    result = train(config, show)
+    try:
+        result = train(config, show)
+    except (PackError, FloatingPointError) as error:
+        raise ConfigError(str(error)) from None
+    if os.environ.get("RANK", "0") != "0":  # under a launcher the first rank tells
+        return
     if result.last is None:
         progress.close("up to date")
     else:
@@ -114,14 +119,15 @@ def train_state(recipe: Recipe, packs: TableRecord) -> State:
     """How far the training over these packs has come."""
     config = train_config(recipe, packs)
     assert config is not None
-    log = Path(config.output) / "log.jsonl"
     name = f"train/{recipe.tokens_name}"
+    log = Path(config.output) / "log.jsonl"
     if not log.exists():
         return State(name, "missing", "never run")
-    with open(log, encoding="utf-8") as file:
-        steps = sum(1 for _ in file)
-    whole = min(config.steps, config.epochs * (packs.num_rows // config.micro_batches))
-    return State(name, "done" if steps >= whole else "partial", f"{steps:,} of {whole:,} steps")
+    steps = read_log(str(log))
+    per_step = steps[0]["packs_consumed"] if steps else config.micro_batches
+    whole = min(config.steps, config.epochs * (packs.num_rows // per_step))
+    done = len(steps)
+    return State(name, "done" if done >= whole else "partial", f"{done:,} of {whole:,} steps")
 
 
 def losses(recipe: Recipe, packs: TableRecord) -> list[str]:
@@ -129,8 +135,9 @@ def losses(recipe: Recipe, packs: TableRecord) -> list[str]:
     config = train_config(recipe, packs)
     if config is None:
         return []
-    with open(Path(config.output) / "log.jsonl", encoding="utf-8") as file:
-        steps = [json.loads(line) for line in file]
+    steps = read_log(str(Path(config.output) / "log.jsonl"))
+    if not steps:
+        return []
     first, last = steps[0], steps[-1]
 
     def line(name: str, before: float | None, after: float | None) -> list[str]:

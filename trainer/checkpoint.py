@@ -9,6 +9,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +89,8 @@ def convert(checkpoint: Path) -> bool:
         return False
     final = checkpoint / _UNIVERSAL
     if torch.distributed.get_rank() == 0 and not final.exists():
-        writing = checkpoint / f".{_UNIVERSAL}.writing"
-        shutil.rmtree(writing, ignore_errors=True)
+        # A folder of its own: what a killed run had started may still be writing.
+        writing = Path(tempfile.mkdtemp(prefix=f".{_UNIVERSAL}.", dir=checkpoint))
         # In a process of its own: it starts others, which must not inherit this group.
         run = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
         folders = ["--input_folder", str(checkpoint / _TAG), "--output_folder", str(writing)]
@@ -98,24 +100,26 @@ def convert(checkpoint: Path) -> bool:
         if done.returncode:
             raise RuntimeError(f"{checkpoint} cannot be converted:\n{done.stderr[-2000:]}")
         writing.rename(final)
-    torch.distributed.barrier()
+    while not final.exists():  # no barrier: a large one takes longer than a collective may
+        time.sleep(0.1)
     return True
 
 
 def load(checkpoint: Path, engine: Any) -> Progress:
     """Restore parameters, optimiser and random state into ``engine``."""
     groups = engine.optimizer.param_groups
-    decays = [group["weight_decay"] for group in groups]
+    settings = [{name: group[name] for name in ("weight_decay", "betas")} for group in groups]
     universal = engine.load_universal_checkpoint()
     tag = _UNIVERSAL if universal else _TAG
     path, client_state = engine.load_checkpoint(str(checkpoint), tag=tag)
     if path is None:
         raise FileNotFoundError(f"checkpoint {checkpoint} is incomplete: delete it")
+    # What this run says counts, not what the checkpoint was made with. (And from a converted one
+    # DeepSpeed 0.19 gives all groups the settings of the first.)
+    for group, ours in zip(engine.optimizer.param_groups, settings, strict=True):
+        group.update(ours)
     if universal:
-        # DeepSpeed 0.19 gives all groups what the first one had, and all parameters one and the
-        # same counter of steps, which each of them would count up.
-        for group, decay in zip(groups, decays, strict=True):
-            group["weight_decay"] = decay
+        # It also gives all parameters one counter of steps, which each of them would count up.
         for moments in engine.optimizer.optimizer.state.values():
             moments["step"] = moments["step"].clone()
     torch.set_rng_state(client_state["rng"])

@@ -4,6 +4,7 @@ One safetensors tensor ``codebook`` [num_codes, dim], with the tokenizer's ident
 that codes of another tokenizer are refused.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -19,7 +20,9 @@ def write(path: str | Path, codebook: Tensor, tokenizer: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"codebook": codebook.detach().float().cpu().contiguous()}
-    save_file(tensors, str(path), {"tokenizer": tokenizer})
+    beside = path.with_name(f".{path.name}.{os.getpid()}")  # every rank of a launcher may write it
+    save_file(tensors, str(beside), {"tokenizer": tokenizer})
+    os.replace(beside, path)
 
 
 def read(path: str | Path, num_codes: int, tokenizer: str) -> Tensor:

@@ -3,6 +3,7 @@
 `infra.config.load` builds `TrainConfig` from YAML and adds the key to every message.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,8 +56,8 @@ class ModelConfig:
                 f"mrope_sections {self.mrope_sections} must be positive and add up to half of "
                 f"head_dim {self.head_dim}"
             )
-        for name in ("rope_theta", "spatial_range", "init_std"):
-            if getattr(self, name) <= 0:
+        for name in ("rope_theta", "spatial_range", "init_std", "rms_norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: use a positive number")
 
     def shape(self, vocabulary: Vocabulary) -> ModelShape:
@@ -108,16 +109,21 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: use at least 1")
         for name in ("learning_rate", "gradient_clip"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: use a positive number")
         for name in ("warmup_steps", "weight_decay", "scale_alpha", "reader_workers"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: use 0 or more")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}: the rate would not be reached in "
+                f"{self.steps} steps"
+            )
         if "://" in self.output:
             raise ValueError(f"output is {self.output}: use a local (or mounted) folder")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}: use numbers in [0, 1)")
         if self.num_threads is not None and self.num_threads < 1:
             raise ValueError(f"num_threads is {self.num_threads}: use at least 1, or null")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
+        if self.peak_tflops is not None and not 0 < self.peak_tflops < math.inf:
             raise ValueError(f"peak_tflops is {self.peak_tflops}: use a positive number, or null")

@@ -6,8 +6,10 @@ Sampling and the next stage's training read it (`TrainConfig.initialise_from`). 
 as in the decoder; the config says its shape, its vocabulary, and of which tokenizer its codes are.
 """
 
+import io
 import json
 import os
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -57,12 +59,20 @@ def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype = torc
             f"checkpoint {checkpoint} holds no state.json: name a step-… folder of a run's "
             "checkpoints"
         ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{checkpoint}/state.json is not readable: {error}") from None
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: name a folder to write into")
     if (folder / CONFIG).exists():
         raise ConfigError(f"folder {folder} holds a model already: name another, or remove it")
     identity = state["identity"]
     shape = dict(identity["model"])
     code_dim = shape.pop("code_dim")
-    weights = _weights(checkpoint / "engine", identity["zero_stage"])
+    try:
+        weights = _weights(checkpoint / "engine", identity["zero_stage"])
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"checkpoint {checkpoint} is damaged: {reason}") from None
     num_codes = len(weights["vision.codebook"])
     facts = ModelFacts(
         build(ModelConfig, shape),
@@ -85,16 +95,19 @@ def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype = torc
 
 
 def is_exported(folder: str | Path) -> bool:
-    """Whether the folder is one that `export` has written."""
-    try:
-        read_facts(folder)
-    except ConfigError:
-        return False
-    return True
+    """Whether the folder is one that `export` has written. Raises ConfigError if it is damaged."""
+    return (Path(folder) / CONFIG).exists() and _read(folder).get("model_type") == MODEL_TYPE
 
 
 def read_facts(folder: str | Path) -> ModelFacts:
     """The config of an exported model. Raises ConfigError where there is none."""
+    tree = _read(folder)
+    if tree.get("model_type") != MODEL_TYPE:
+        raise ConfigError(f"{folder} is of another kind of model: name a folder that we exported")
+    return build(ModelFacts, tree, CONFIG)
+
+
+def _read(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
@@ -104,9 +117,9 @@ def read_facts(folder: str | Path) -> ModelFacts:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not readable: {error}") from None
-    if not isinstance(tree, dict) or tree.get("model_type") != MODEL_TYPE:
-        raise ConfigError(f"{path} is of another kind of model: name a folder that we exported")
-    return build(ModelFacts, tree, CONFIG)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} is no config of a model")
+    return tree
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Decoder:
@@ -149,13 +162,14 @@ def stored_tensors(folder: str | Path) -> dict[str, Any]:
 
 
 def _weights(engine: Path, zero_stage: int) -> dict[str, Tensor]:
-    """The parameters of DeepSpeed's files, fp32, wherever they are sharded."""
+    """The parameters of DeepSpeed's files, wherever they are sharded; fp32 under ZeRO."""
     if zero_stage:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        gathered: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-            str(engine.parent), tag=engine.name
-        )
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it tells a lot
+            gathered: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+                str(engine.parent), tag=engine.name
+            )
         return gathered
     file = engine / "mp_rank_00_model_states.pt"
     states = torch.load(file, map_location="cpu", weights_only=False)

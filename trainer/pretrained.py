@@ -6,6 +6,7 @@ Paper section 3.2.2: the vision tower is replaced by our codes, the vocabulary g
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def initialise(model: Decoder, source: str, tokenizer_id: str, vocabulary_id: st
     """
     folder = folder_of(source)
     if not is_exported(folder):
+        # What the weights' shapes do not tell: angles, norms, the cut into heads.
+        _check_shape(source, model_config(folder, model.config), model.config)
         load_text_weights(model, folder)
         return
     facts = read_facts(folder)
@@ -61,13 +64,28 @@ def initialise(model: Decoder, source: str, tokenizer_id: str, vocabulary_id: st
     ):
         if ours != theirs:
             raise ConfigError(f"model {source} is of {what} {ours}, the packs are of {theirs}")
-    if facts.model != model.config:
-        raise ConfigError(f"model {source} is {facts.model}, train.model says {model.config}")
+    _check_shape(source, replace(facts.model, init_std=model.config.init_std), model.config)
+    if facts.code_dim != model.vision.codebook.shape[1]:
+        raise ConfigError(
+            f"model {source} has code_dim {facts.code_dim}, this run "
+            f"{model.vision.codebook.shape[1]}: set train.code_dim, or name its codebook"
+        )
     model.load_state_dict(load_model(folder).state_dict())
 
 
-def model_config(folder: str | Path) -> ModelConfig:
-    """The decoder's shape that fits the checkpoint. Raises ConfigError for another architecture."""
+def _check_shape(source: str, theirs: ModelConfig, ours: ModelConfig) -> None:
+    differ = [name for name, value in vars(theirs).items() if value != getattr(ours, name)]
+    if differ:
+        said = ", ".join(f"{name}: {getattr(theirs, name)}" for name in differ)
+        raise ConfigError(f"model {source} has {said}: set train.model to this")
+
+
+def model_config(folder: str | Path, choices: ModelConfig | None = None) -> ModelConfig:
+    """The decoder's shape that fits the checkpoint; what it leaves open is as in ``choices``.
+
+    Raises ConfigError for another architecture.
+    """
+    choices = choices or ModelConfig()
     path = Path(folder) / "config.json"
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
@@ -80,12 +98,18 @@ def model_config(folder: str | Path) -> ModelConfig:
     heads = text["num_attention_heads"]
     head_dim = text.get("head_dim") or text["hidden_size"] // heads
     # Text alone stands at (t, t, t), where any sections that add up make no difference.
-    first, second = head_dim // 8, 3 * head_dim // 16
-    sections = rope.get("mrope_section") or (first, second, head_dim // 2 - first - second)
+    sections = rope.get("mrope_section") or choices.mrope_sections
+    if 2 * sum(sections) != head_dim:
+        first, second = head_dim // 8, 3 * head_dim // 16
+        sections = (first, second, head_dim // 2 - first - second)
     theta = rope.get("rope_theta") or text.get("rope_theta") or 1e6
     sizes: dict[str, Any] = {ours: text[theirs] for theirs, ours in _FIELDS.items()}
-    return ModelConfig(
-        **sizes, head_dim=head_dim, mrope_sections=tuple(sections), rope_theta=float(theta)
+    return replace(
+        choices,
+        **sizes,
+        head_dim=head_dim,
+        mrope_sections=tuple(sections),
+        rope_theta=float(theta),
     )
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import DataLoader
 
@@ -26,7 +28,7 @@ from infra.config import ConfigError, load
 from infra.layout import layout
 from infra.segments import Vocabulary
 from packing.cost import flops
-from packing.reader import Pack, Packs, PackStream, open_packs, read_pack
+from packing.reader import Pack, PackError, Packs, PackStream, open_packs, read_pack
 from trainer import checkpoint, codebook, log
 from trainer.batch import PackTensors, pack_tensors
 from trainer.checkpoint import Progress
@@ -59,6 +61,7 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
     for packs that cannot be read.
     """
     packs = open_packs(config.packs)
+    _check_shards(packs)
     vocabulary = packs.facts.vocabulary
     vectors = None
     if config.codebook is not None:
@@ -67,12 +70,16 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
     code_dim = config.code_dim if vectors is None else vectors.shape[1]
     output = Path(config.output)
     checkpoints, log_path = output / "checkpoints", output / "log.jsonl"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output {output} cannot be a folder: {error}") from None
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
 
     with process_group() as (rank, ranks, device):
         steps = _num_steps(config, packs, ranks)
-        identity = _identity(config, packs, code_dim)
+        identity = _identity(config, packs, code_dim, ranks * config.micro_batches)
         newest = next(reversed(checkpoint.complete(checkpoints)), None)
         universal = False
         if newest:
@@ -91,7 +98,6 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
         progress = checkpoint.load(newest, engine) if newest else Progress()
         resumed_from = progress.step
         if rank == 0:
-            output.mkdir(parents=True, exist_ok=True)
             log.keep_until(log_path, progress.step)
 
         if progress.step < steps:
@@ -115,8 +121,11 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
                 learning_rate=rate,
                 mfu=_mfu(config, packs, packs_consumed, ranks, duration_s),
             )
-            if not math.isfinite(entry.loss):
-                raise FloatingPointError(f"the loss of step {entry.step} is {entry.loss}")
+            if not math.isfinite(entry.loss + norm):  # before it is saved
+                raise FloatingPointError(
+                    f"step {entry.step} has loss {entry.loss} and gradient norm {norm}: go on from "
+                    "the last checkpoint with a lower learning_rate"
+                )
             if rank == 0:
                 log.append(log_path, entry)
                 if on_step:
@@ -137,7 +146,8 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
 def _probe(engine: Any, packs: Packs, config: TrainConfig, device: torch.device) -> None:
     """Run the longest pack forward and backward first: memory that is too small shows at once.
 
-    Its gradients are thrown away, so that no step differs for it. Raises ConfigError.
+    Its gradients are thrown away, so that no step differs for it. They are there all at once, where
+    ZeRO-2 and 3 would pass them on: on the safe side by their size. Raises ConfigError.
     """
     longest = int(np.argmax(packs.index["num_tokens"].to_numpy()))
     to_tensors = partial(_tensors, packs.facts.vocabulary, config.model, config.scale_alpha)
@@ -165,10 +175,12 @@ def _step(
     torch.distributed.all_reduce(weight)
     share = torch.distributed.get_world_size() * len(batch) / weight.clamp_min(1.0)
     totals = StepTotals(device)
-    for pack in batch:
+    norm = None
+    for number, pack in enumerate(batch, start=1):
         result = engine(pack)
         engine.backward(result.loss * share)
-        norm = gradient_norm(engine)
+        if number == len(batch):
+            norm = gradient_norm(engine)
         engine.step()
         totals.add(pack, result)
     return totals.reduce(), float(norm if norm is not None else engine.get_global_grad_norm())
@@ -210,6 +222,25 @@ def _tensors(vocabulary: Vocabulary, model: ModelConfig, alpha: float, pack: Pac
     return pack_tensors(layout(pack.segments, vocabulary), model, alpha, labels)
 
 
+def _check_shards(packs: Packs) -> None:
+    """Raises PackError for a shard that is missing or shorter than the index says.
+
+    Checksums are looked at pack by pack as they are read: all of them would take hours.
+    """
+    there = {path: size for path, size, _ in packs.storage.find()}
+    index = packs.index
+    ends = pc.add(index["offset"], index["length"])
+    last = (
+        pa.table([index["shard"], ends], ["shard", "end"])
+        .group_by("shard")
+        .aggregate([("end", "max")])
+    )
+    for shard, end in zip(last["shard"].to_pylist(), last["end_max"].to_pylist(), strict=True):
+        if there.get(shard, -1) < end:
+            found = f"has {there[shard]:,} bytes" if shard in there else "is not there"
+            raise PackError(f"shard {shard} of {packs.storage.root} {found}, needed are {end:,}")
+
+
 def _num_steps(config: TrainConfig, packs: Packs, ranks: int) -> int:
     per_step = ranks * config.micro_batches
     if packs.num_packs < per_step:
@@ -220,7 +251,7 @@ def _num_steps(config: TrainConfig, packs: Packs, ranks: int) -> int:
     return min(config.steps, config.epochs * (packs.num_packs // per_step))
 
 
-def _identity(config: TrainConfig, packs: Packs, code_dim: int) -> dict[str, Any]:
+def _identity(config: TrainConfig, packs: Packs, code_dim: int, per_step: int) -> dict[str, Any]:
     """What must stay the same for a checkpoint to be continued."""
     content = hashlib.blake2b(digest_size=16)
     for checksum in packs.index["sha256"].to_pylist():
@@ -232,6 +263,7 @@ def _identity(config: TrainConfig, packs: Packs, code_dim: int) -> dict[str, Any
         "model": asdict(config.model) | {"code_dim": code_dim},
         "zero_stage": config.zero_stage,
         "trainable": config.trainable,
+        "packs_per_step": per_step,
     }
 
 
@@ -239,8 +271,8 @@ def _mfu(
     config: TrainConfig, packs: Packs, packs_consumed: int, ranks: int, duration_s: float
 ) -> float | None:
     """The step's model FLOPs over what all ranks could have done meanwhile."""
-    if config.peak_tflops is None:
-        return None
+    if config.peak_tflops is None or config.trainable != "all":
+        return None  # frozen layers leave out a part of the work
     per_step = ranks * config.micro_batches
     # Every epoch's first step begins at its first pack, so a step never spans two.
     step = packs.index.slice((packs_consumed - per_step) % packs.num_packs, per_step)
@@ -262,7 +294,10 @@ def _learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 def main(arguments: Sequence[str]) -> None:
     """The entry point of launchers: RECIPE [key=value ...]."""
     # The deepspeed launcher adds --local_rank, which it also says by the environment.
-    recipe, *overrides = [a for a in arguments if not a.startswith("--local_rank")]
+    words = [word for word in arguments if not word.startswith("--local_rank")]
+    if not words:
+        sys.exit("trainer.train: name a recipe: RECIPE [key=value ...]")
+    recipe, *overrides = words
 
     def show(entry: StepLog, steps: int) -> None:
         print(
@@ -270,7 +305,13 @@ def main(arguments: Sequence[str]) -> None:
             flush=True,
         )
 
-    train(load(TrainConfig, recipe, overrides), show)
+    try:
+        config = load(TrainConfig, recipe, overrides)
+        if config.codebook is None and config.initialise_from is None:
+            print("no codebook, no model to start from: visual embeddings start at random")
+        train(config, show)
+    except (ConfigError, PackError, FloatingPointError) as error:
+        sys.exit(f"trainer.train: {error}")
 
 
 if __name__ == "__main__":

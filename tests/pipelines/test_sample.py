@@ -40,7 +40,10 @@ def test_pictures_of_a_prompt(folder, tmp_path, capsys):
     output = ["--output", str(tmp_path), "--seed", "7", "--guidance", "2", "--device", "cpu"]
     assert main([*run, *output]) == 0
     paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [path.name for path in paths] == ["a-red-fox-256-7.png", "a-red-fox-256-8.png"]
+    assert [path.name for path in paths] == [
+        "a-red-fox-04ac4f-256-7.png",
+        "a-red-fox-04ac4f-256-8.png",
+    ]
     pictures = []
     for seed, path in enumerate(paths, start=7):
         with Image.open(path) as picture:
@@ -60,7 +63,12 @@ def test_pictures_of_a_prompt(folder, tmp_path, capsys):
 
 def test_no_prompt_draws_a_picture_too(folder, tmp_path):
     [path] = sample(str(folder), "", Sampling(), output=str(tmp_path), device="cpu")
-    assert path.name == "picture-256-0.png"
+    assert path.name.startswith("picture-")
+    others = [
+        sample(str(folder), prompt, Sampling(), output=str(tmp_path), device="cpu")[0]
+        for prompt in ("一只红狐狸", "一只白狐狸")
+    ]
+    assert len({path, *others}) == 3
 
 
 @pytest.mark.parametrize(

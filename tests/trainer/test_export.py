@@ -78,10 +78,20 @@ def test_wrong_folders_and_weights_are_told_in_one_line(exported, tmp_path):
         load_model(tmp_path)
 
 
-def test_a_model_is_not_overwritten(config, exported):
+def test_what_cannot_be_exported_is_told_in_one_line(config, exported, tmp_path):
     result = train(replace(config, steps=1))
     with pytest.raises(ConfigError, match="holds a model already"):
         export(result.checkpoint, exported)
+    with pytest.raises(ConfigError, match="is a file: name a folder"):
+        export(result.checkpoint, result.log)
+    for file in (result.checkpoint / "engine").iterdir():
+        file.unlink()
+    with pytest.raises(ConfigError, match="is damaged"):
+        export(result.checkpoint, tmp_path / "model")
+    (result.checkpoint / "state.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"state\.json is not readable"):
+        export(result.checkpoint, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_next_stage_starts_where_the_exported_one_ended(config, exported, tmp_path):
@@ -100,8 +110,10 @@ def test_the_next_stage_starts_where_the_exported_one_ended(config, exported, tm
     assert train(last).last.loss == pytest.approx(loss / weight, rel=1e-5)
 
     other = replace(start, output=str(tmp_path / "other"))
-    with pytest.raises(ConfigError, match=r"num_layers=2.* train\.model says .*num_layers=3"):
+    with pytest.raises(ConfigError, match=r"has num_layers: 2: set train\.model to this"):
         train(replace(other, model=replace(config.model, num_layers=3)))
+    with pytest.raises(ConfigError, match="has code_dim 40, this run 6"):
+        train(replace(other, code_dim=6))
     path = tmp_path / "packs/packs.json"
     path.write_text(path.read_text().replace("tokenizer-a", "tokenizer-b"))
     with pytest.raises(ConfigError, match="tokenizer tokenizer-a, the packs are of tokenizer-b"):

@@ -8,9 +8,11 @@ import torch
 
 from infra.config import ConfigError
 from infra.layout import Text, Vocabulary, layout
+from packing.packs import open_packs
 from trainer.batch import pack_tensors
 from trainer.model import Decoder
-from trainer.pretrained import folder_of, load_text_weights, model_config
+from trainer.pretrained import folder_of, initialise, load_text_weights, model_config
+from trainer.train import train
 
 transformers = pytest.importorskip("transformers")
 
@@ -81,6 +83,36 @@ def test_what_does_not_fit_is_told_in_one_line(tmp_path, changes, text_size, mes
     model = Decoder(shape, Vocabulary(7, text_size), 6)
     with pytest.raises(ConfigError, match=message):
         load_text_weights(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_theta": 1e3}, "has rope_theta: 50000.0: set train.model to this"),
+        ({"rms_norm_eps": 1e-6}, "has rms_norm_eps: 1e-05"),
+        ({"num_heads": 2, "num_kv_heads": 1, "head_dim": 24, "mrope_sections": (4, 4, 4)},
+         "has num_heads: 4, num_kv_heads: 2, head_dim: 12, mrope_sections"),
+    ],
+)  # fmt: skip
+def test_what_shapes_of_weights_do_not_tell_is_compared(tmp_path, changes, message):
+    _vl().save_pretrained(tmp_path)
+    shape = model_config(tmp_path)
+    vocabulary = Vocabulary(7, 52)
+    initialise(Decoder(shape, vocabulary, 6), str(tmp_path), "t", "v")
+    wrong = Decoder(replace(shape, **changes), vocabulary, 6)
+    with pytest.raises(ConfigError, match=message):
+        initialise(wrong, str(tmp_path), "t", "v")
+
+
+def test_a_run_starts_from_a_qwen_folder(tmp_path, config):
+    _text(tied=True).save_pretrained(tmp_path / "qwen")
+    packs = open_packs(config.packs)
+    path = tmp_path / "packs/packs.json"
+    path.write_text(path.read_text().replace('"text_vocab_size": 30', '"text_vocab_size": 50'))
+    shape = replace(model_config(tmp_path / "qwen", config.model), image_positions="follow_text")
+    start = replace(config, steps=1, model=shape, initialise_from=str(tmp_path / "qwen"))
+    assert train(start).steps == 1
+    assert packs.num_packs == 6
 
 
 def test_another_architecture_is_refused_by_name(tmp_path):

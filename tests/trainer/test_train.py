@@ -16,10 +16,11 @@ from infra import config as recipes
 from infra.config import ConfigError
 from packing.cost import flops
 from packing.reader import PackError, open_packs
+from packing.shards import shard_name
 from trainer import codebook
 from trainer.config import TrainConfig
 from trainer.model import Decoder
-from trainer.train import train
+from trainer.train import main, train
 
 ROOT = Path(__file__).parents[2]
 SCALES, NUM_CODES = 4, 40  # of `write_packs`
@@ -123,7 +124,7 @@ import os, signal, sys
 from infra.config import load
 from trainer.config import TrainConfig
 from trainer.model import Decoder
-from trainer.train import train
+from trainer.train import main, train
 def kill(entry, steps):
     if entry.step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -265,6 +266,56 @@ def test_too_few_packs_or_none_stop_before_work(config, tmp_path):
         train(replace(config, micro_batches=7))
     with pytest.raises(PackError, match="is no folder of packs"):
         train(replace(config, packs=str(tmp_path / "nowhere")))
+
+
+def test_another_number_of_packs_per_step_does_not_continue_a_run(config):
+    train(replace(config, steps=2))
+    with pytest.raises(ConfigError, match="made with packs_per_step 2, this run has 1"):
+        train(replace(config, steps=3, micro_batches=1))
+
+
+def test_settings_of_the_optimiser_are_those_of_the_run_that_goes_on(config):
+    """A larger decay from step 3 on is as if that step had been taken with it at once."""
+    train(replace(config, steps=2, weight_decay=0.0))
+    train(replace(config, steps=3, weight_decay=0.9))
+    undecayed = replace(config, output=config.output + "-0", weight_decay=0.0)
+    train(replace(undecayed, steps=3))
+    norms = []
+    for run in (config, undecayed):
+        file = next(Path(run.output).glob("checkpoints/step-00000003/engine/mp_rank_00*"))
+        weights = torch.load(file, weights_only=False)["module"]
+        norms.append(float(weights["layers.0.mlp.up_proj.weight"].norm()))
+    assert norms[0] < 0.995 * norms[1]  # 1 - rate x decay = 0.991, once
+
+
+def test_shards_that_are_cut_or_missing_stop_before_the_first_step(config):
+    shard = Path(config.packs) / shard_name(0)
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-5000])
+    with pytest.raises(PackError, match=rf"{shard.name} .* has {len(data) - 5000:,} bytes, needed"):
+        train(config)
+    shard.unlink()
+    with pytest.raises(PackError, match=rf"{shard.name} .* is not there"):
+        train(config)
+    assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a recipe"),
+        (["nowhere.yaml"], "recipe nowhere.yaml does not exist"),
+        (["RECIPE", "steps=0", "--local_rank=0"], "steps is 0: use at least 1"),
+        (["RECIPE", "packs=nowhere"], "nowhere is no folder of packs"),
+    ],
+)
+def test_mistakes_under_a_launcher_are_one_line(config, tmp_path, arguments, message):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipes.as_dict(config)))
+    with pytest.raises(SystemExit) as stopped:
+        main([str(recipe) if word == "RECIPE" else word for word in arguments])
+    assert message in str(stopped.value)
+    assert "\n" not in str(stopped.value)
 
 
 def test_codes_outside_the_vocabulary_stop_the_run(config):
