@@ -166,6 +166,6 @@ def _image_pairs(schedule: int, num_scales: int, role: Role) -> int:
 
 def _integers(values: Any, what: str) -> Int32:
     array = np.asarray(values)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"{what} must be one row of integers, not {array.dtype}{array.shape}")
     return array.astype(np.int32, copy=False)

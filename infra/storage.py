@@ -92,10 +92,17 @@ class Storage:
         """A seekable reader; raises FileNotFoundError."""
         return self.fs.open(self.path(relative), "rb")
 
-    def read(self, relative: str, offset: int = 0, length: int = 0) -> bytes:
-        """``length`` bytes from ``offset`` (0: to the end); raises FileNotFoundError."""
+    def read(
+        self, relative: str, offset: int = 0, length: int = 0, timeout_s: float | None = None
+    ) -> bytes:
+        """``length`` bytes from ``offset`` (0: to the end); raises FileNotFoundError.
+
+        Without ``timeout_s`` a silent S3 is given up by the client alone, after all its retries.
+        With it TimeoutError is raised then, by clients that can (S3's; a local disk's cannot).
+        """
         end = offset + length if length else None
-        return self.fs.cat_file(self.path(relative), start=offset or None, end=end)
+        limit = {"timeout": timeout_s} if self.fs.async_impl and timeout_s else {}
+        return self.fs.cat_file(self.path(relative), start=offset or None, end=end, **limit)
 
     def write(self, relative: str, data: bytes) -> None:
         """Write a whole file; it appears at once or not at all."""

@@ -11,15 +11,25 @@ takes ``start + m N + r``: the N ranks run neighbours of the global order at the
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from infra.storage import Storage
-from packing.packs import Facts, Pack, PackError, Packs, open_packs, read_pack
+from packing.packs import (
+    Facts,
+    Pack,
+    PackError,
+    Packs,
+    decode_pack,
+    fetch_pack,
+    open_packs,
+    read_pack,
+)
 
 __all__ = ["Facts", "Pack", "PackError", "PackStream", "Packs", "open_packs", "read_pack"]
 
@@ -31,7 +41,7 @@ class PackStream(IterableDataset[Pack]):
     A damaged pack raises PackError, or with ``on_error="skip"`` comes as an empty Pack with its
     ``error`` set, so that all ranks keep the same number of micro-steps. Give it to a DataLoader
     with ``batch_size=None``; its ``collate_fn`` then runs on each pack in the loader's workers.
-    ``prefetch`` packs are read ahead, each by a thread of its own; 0 reads when asked.
+    ``prefetch`` packs are fetched ahead, each by a thread of its own; 0 reads when asked.
     """
 
     def __init__(
@@ -92,24 +102,29 @@ class PackStream(IterableDataset[Pack]):
             for k in range(first, len(self), stride)
         )
         if not self.prefetch:
-            yield from (self._read(packs, i) for i in places)
+            yield from (self._or_empty(i, partial(read_pack, packs, i)) for i in places)
             return
-        ahead: deque[Future[Pack]] = deque()
+        # The threads fetch, which waits for the store and hashes; decoding holds the interpreter,
+        # and several threads that do so at once only hinder each other.
+        ahead: deque[tuple[int, Future[bytes]]] = deque()
         with ThreadPoolExecutor(self.prefetch) as pool:
             try:
                 for i in places:
-                    ahead.append(pool.submit(self._read, packs, i))
+                    ahead.append((i, pool.submit(fetch_pack, packs, i)))
                     if len(ahead) > self.prefetch:
-                        yield ahead.popleft().result()
+                        yield self._decoded(packs, *ahead.popleft())
                 while ahead:
-                    yield ahead.popleft().result()
+                    yield self._decoded(packs, *ahead.popleft())
             finally:  # also where the loop over this stream stops early
-                for future in ahead:
+                for _, future in ahead:
                     future.cancel()
 
-    def _read(self, packs: Packs, i: int) -> Pack:
+    def _decoded(self, packs: Packs, i: int, data: Future[bytes]) -> Pack:
+        return self._or_empty(i, lambda: decode_pack(packs, i, data.result()))
+
+    def _or_empty(self, i: int, read: Callable[[], Pack]) -> Pack:
         try:
-            return read_pack(packs, i)
+            return read()
         except PackError as error:
             if self.on_error == "raise":
                 raise

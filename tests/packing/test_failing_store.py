@@ -3,6 +3,7 @@
 import http.client
 import io
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pyarrow as pa
 import pytest
+from torch.utils.data import DataLoader
 
 from infra.layout import Text
 from infra.storage import Storage
@@ -25,15 +27,17 @@ NUM_PACKS = 8
 
 @dataclass
 class Faults:
-    """What the server in between does to the next requests for a shard, one entry each."""
+    """What the server in between does to the next requests for some files, one entry each."""
 
     queue: list[str] = field(default_factory=list)
+    of: str = ".tar"  # requests whose path holds this
+    over: threading.Event = field(default_factory=threading.Event)  # ends the silence
     lock: threading.Lock = field(default_factory=threading.Lock)
     met: list[str] = field(default_factory=list)
 
     def next(self, path: str) -> str:
         with self.lock:
-            if ".tar" not in path or not self.queue:
+            if self.of not in path or not self.queue:
                 return ""
             self.met.append(self.queue.pop(0))
             return self.met[-1]
@@ -59,6 +63,10 @@ def serve(upstream: str, faults: Faults) -> ThreadingHTTPServer:
                 self.close_connection = True
                 self.connection.shutdown(2)
                 return
+            if fault == "silent":
+                self.close_connection = True
+                faults.over.wait()
+                return
             connection = http.client.HTTPConnection(host, timeout=30)
             connection.request(self.command, self.path, body, dict(self.headers))
             answer = connection.getresponse()
@@ -80,6 +88,16 @@ def serve(upstream: str, faults: Faults) -> ThreadingHTTPServer:
             if fault == "cut":
                 data = data[: len(data) // 2]
                 self.close_connection = True
+            if fault in ("stall", "drip"):
+                self.close_connection = True
+                self.wfile.write(data[: len(data) // 2])
+                while fault == "drip" and not faults.over.wait(0.05):
+                    try:
+                        self.wfile.write(b"\0")
+                    except OSError:  # the client has given up
+                        return
+                faults.over.wait()
+                return
             self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
@@ -117,6 +135,7 @@ def faults(
     monkeypatch.setattr(module, "WAIT_S", 0.01)
     s3fs.S3FileSystem.clear_instance_cache()
     yield storage.root, injected
+    injected.over.set()
     server.shutdown()
     server.server_close()
 
@@ -155,3 +174,64 @@ def test_a_missing_shard_is_not_asked_for_again(faults: tuple[str, Faults]) -> N
     with pytest.raises(PackError, match=r"shard-000001\.tar, pack 4: the shard is missing"):
         read(root, prefetch=0)
     assert len(injected.met) <= 4 + 2  # four packs of the other shard, then one more
+
+
+@pytest.mark.parametrize("fault", ["silent", "stall", "drip"])
+def test_a_store_that_is_slow_once_is_asked_again(
+    faults: tuple[str, Faults], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, injected = faults
+    monkeypatch.setattr(module, "ATTEMPT_S", 2.0)
+    injected.queue = ["", fault]
+    assert read(root) == list(range(NUM_PACKS))
+    assert injected.met == ["", fault]
+
+
+@pytest.mark.parametrize("fault", ["silent", "stall", "drip"])
+@pytest.mark.parametrize("file", [".tar", "packs.json", "index.parquet"])
+def test_a_store_that_goes_on_without_a_whole_answer_is_given_up(
+    faults: tuple[str, Faults], file: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After ATTEMPTS times ATTEMPT_S and the waits, whatever the client's own patience is."""
+    root, injected = faults
+    packs = open_packs(root)  # and the client is there
+    monkeypatch.setattr(module, "ATTEMPT_S", 0.3)
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    injected.of, injected.queue = file, [fault] * 100
+    start = time.monotonic()
+    place = r"shard-000000\.tar, pack 0" if file == ".tar" else root
+    with pytest.raises(PackError, match=f"{place}: the store fails .*no whole answer in 0.3 s"):
+        module.read_pack(packs, 0) if file == ".tar" else open_packs(root)
+    assert time.monotonic() - start < 10
+    assert injected.met
+
+
+def test_faults_of_facts_and_index_are_passed_over(faults: tuple[str, Faults]) -> None:
+    root, injected = faults
+    for injected.of in ("packs.json", "index.parquet"):
+        for fault in ("500", "reset", "cut"):
+            injected.queue = [fault, fault]
+            assert open_packs(root).num_packs == NUM_PACKS
+            assert not injected.queue
+
+
+def test_a_truncated_shard_is_named(faults: tuple[str, Faults]) -> None:
+    """Cut within a pack the store gives less, cut before one it refuses the range."""
+    root, _ = faults
+    storage, packs = Storage(root), open_packs(root)
+    whole, start = storage.read(shard_name(1)), packs.index["offset"][6].as_py()
+    storage.write(shard_name(1), whole[: start + 700])
+    assert module.read_pack(packs, 5).documents
+    with pytest.raises(PackError, match=r"shard-000001\.tar, pack 6: only 700 of \d+ bytes"):
+        module.read_pack(packs, 6)
+    with pytest.raises(PackError, match=r"shard-000001\.tar, pack 7: the store fails .*range"):
+        module.read_pack(packs, 7)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on few cores
+def test_the_loaders_workers_read_from_a_store_that_fails(faults: tuple[str, Faults]) -> None:
+    root, injected = faults
+    injected.queue = ["500", "", "reset", "cut", "", "flip"]
+    loader = DataLoader(PackStream(open_packs(root)), batch_size=None, num_workers=2)
+    assert [pack.index for pack in loader] == list(range(NUM_PACKS))
+    assert not injected.queue

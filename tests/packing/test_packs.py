@@ -1,5 +1,6 @@
 """A folder of packs: opened, read by range, and every kind of damage named."""
 
+import contextlib
 import io
 import json
 import pickle
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from infra.config import ConfigError
 from infra.layout import Image, Text, layout
@@ -88,9 +91,21 @@ def test_truncated_and_missing_shards_are_named(folder: Path) -> None:
         ("shard", "/etc/passwd", "the index says"),
         ("offset", -1, "the index says"),
         ("length", 1 << 50, "the index says"),
+        ("length", 0, "the index says"),
         ("length", 512, "the checksum differs"),
+        ("length", 1 << 30, "truncated"),
         ("offset", 0, "the checksum differs"),
+        ("offset", 1 << 40, "truncated"),
+        ("offset", 1 << 62, "the index says"),
+        ("sha256", "", "the checksum differs"),
         ("pack", 9, "does not list the packs 0 to 6 once"),
+        ("pack", 0, "does not list the packs 0 to 6 once"),
+        ("pack", -1, "does not list the packs 0 to 6 once"),
+        ("pack", None, "no value in rows of pack"),
+        ("shard", None, "no value in rows of shard"),
+        ("offset", None, "no value in rows of offset"),
+        ("length", None, "no value in rows of length"),
+        ("sha256", None, "no value in rows of sha256"),
     ],
 )
 def test_a_wrong_index_is_refused(folder: Path, column: str, value: object, match: str) -> None:
@@ -102,6 +117,53 @@ def test_a_wrong_index_is_refused(folder: Path, column: str, value: object, matc
     pq.write_table(table, folder / INDEX)
     with pytest.raises(PackError, match=match):
         read_pack(open_packs(folder), 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("pack", pa.array([list("0123456"), ["1"]] + [["x"]] * 5)),
+        ("shard", pa.array([b"\xff\xfe"] * 7)),
+        ("offset", pa.array(["many"] * 7)),
+        ("length", pa.array([0.5] * 7)),
+        ("sha256", pa.array([{"a": 1}] * 7)),
+    ],
+)
+def test_an_index_of_other_types_is_refused(folder: Path, column: str, values: pa.Array) -> None:
+    table = pq.ParquetFile(folder / INDEX).read()
+    at = table.column_names.index(column)
+    pq.write_table(table.set_column(at, column, values), folder / INDEX)
+    with pytest.raises(PackError, match="facts or index are damaged"):
+        open_packs(folder)
+
+
+def test_an_index_in_another_order_is_put_right(folder: Path) -> None:
+    whole = open_packs(folder).index
+    pq.write_table(whole.take([4, 0, 6, 5, 1, 3, 2]), folder / INDEX)
+    packs = open_packs(folder)
+    assert packs.index.equals(whole)
+    assert read_pack(packs, 5).documents[0].doc_id == "d5"
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_no_flipped_byte_of_the_index_gives_another_pack(folder: Path, data: st.DataObject) -> None:
+    """Parquet says nothing of most flips; then the pack's own checksum does."""
+    whole = folder / "index.whole"
+    if not whole.exists():
+        whole.write_bytes((folder / INDEX).read_bytes())
+    damaged = bytearray(whole.read_bytes())
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
+    (folder / INDEX).write_bytes(damaged)
+    try:
+        packs = open_packs(folder)
+    except PackError:
+        return
+    for i in range(packs.num_packs):
+        with contextlib.suppress(PackError):
+            assert [d.doc_id for d in read_pack(packs, i).documents] == [f"d{i}"]
 
 
 def test_a_pack_under_anothers_number_is_refused(folder: Path) -> None:
@@ -140,7 +202,7 @@ def test_packs_are_read_without_torch_ray_duckdb_or_open_clip(folder: Path) -> N
     program = (
         "import sys; from packing.packs import open_packs, read_pack;"
         f"read_pack(open_packs({str(folder)!r}), 0);"
-        "print([m for m in ('torch', 'ray', 'duckdb', 'open_clip') if m in sys.modules])"
+        "print([m for m in ('torch', 'ray', 'duckdb', 'open_clip', 'pandas') if m in sys.modules])"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

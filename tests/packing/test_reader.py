@@ -1,5 +1,6 @@
 """The stream of packs: one global order, whatever ranks, micro-steps, workers and restarts."""
 
+import hashlib
 import io
 import itertools
 import subprocess
@@ -18,7 +19,7 @@ from infra.layout import Sequence, Text, layout
 from infra.storage import Storage
 from packing.cost import Coefficients
 from packing.members import Document
-from packing.reader import Facts, Pack, PackError, Packs, PackStream, open_packs
+from packing.reader import Facts, Pack, PackError, Packs, PackStream, open_packs, read_pack
 from packing.shards import PACK_INDEX, shard_name, write_shard
 
 NUM_PACKS = 23
@@ -113,6 +114,53 @@ def test_any_sequence_of_restarts_consumes_the_packs_once_and_in_order(
         consumed = len(seen)
     seen += in_order(packs, 1, 1, consumed)
     assert seen == list(range(NUM_PACKS))
+
+
+def digest(pack: Pack) -> str:
+    """Of all that a pack says, to the last bit."""
+    told = hashlib.sha256(repr((pack.index, pack.error)).encode())
+    for document in pack.documents:
+        for name, value in vars(document).items():
+            if name != "segments":
+                told.update(f"{name} {value!r}".encode())
+        for segment in document.segments:
+            for name, value in vars(segment).items():
+                bits = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+                told.update(f"{name} {getattr(value, 'dtype', '')} {len(bits)}".encode() + bits)
+    return told.hexdigest()
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(0, 2), st.integers(0, 4)),
+        min_size=2,
+        max_size=3,
+    )
+)
+def test_bits_are_the_same_after_restarts_with_other_ranks_and_workers(
+    packs: Packs, runs: list[tuple[int, int, int, int]]
+) -> None:
+    """Each run is stopped while its loaders would go on; the next goes on from the integer."""
+    consumed, seen = 0, list[str]()
+    for num_ranks, micro_steps, num_workers, steps in runs:
+        ranks = []
+        for rank in range(num_ranks):
+            stream = PackStream(
+                packs,
+                rank=rank,
+                num_ranks=num_ranks,
+                micro_steps=micro_steps,
+                packs_consumed=consumed,
+            )
+            taken = min(steps, stream.num_steps)
+            loader = DataLoader(stream, batch_size=None, num_workers=num_workers)
+            wanted = itertools.islice(loader, taken * micro_steps)
+            ranks.append([digest(pack) for pack in wanted])
+        seen += itertools.chain(*zip(*ranks, strict=True))
+        consumed += taken * num_ranks * micro_steps
+        assert consumed == len(seen)
+    assert seen == [digest(read_pack(packs, i)) for i in range(consumed)]
 
 
 def test_the_loaders_workers_can_lay_packs_out(packs: Packs) -> None:
