@@ -124,31 +124,36 @@ def ordered(
 
 
 def take(stream: Iterator[pa.Table], num_tokens: int) -> Iterator[pa.Table]:
-    """The first rows of a stream that hold ``num_tokens``, the last of them in full."""
+    """The first rows of a stream that hold ``num_tokens``; the last copy with all its pieces."""
     left = num_tokens
     for table in stream:
-        if left <= 0:
-            return
         after = np.cumsum(table["num_tokens"].to_numpy())
-        rows = min(int(np.searchsorted(after, left)) + 1, len(table))
-        yield table.slice(0, rows)
-        left -= int(after[rows - 1])
+        rows = min(int(np.searchsorted(after, left)) + 1, len(table)) if left > 0 else 0
+        # Pieces of a copy stand together, and its first one is 0.
+        starts = np.flatnonzero(table["piece"].to_numpy()[rows:] == 0)
+        end = rows + int(starts[0]) if len(starts) else len(table)
+        if end:
+            yield table.slice(0, end)
+            left -= int(after[end - 1])
+        if left <= 0 and end < len(table):
+            return
 
 
 def rejected(
-    con: duckdb.DuckDBPyConnection, storage: Storage, manifest: Manifest
+    con: duckdb.DuckDBPyConnection,
+    storage: Storage,
+    manifest: Manifest,
+    epochs: Sequence[int],
 ) -> Iterator[pa.Table]:
-    """The rows that fit no pack, component by component, sorted as `ordered` sorts.
-
-    Only those of the first epoch: the same documents fit none in later ones.
-    """
-    for component in range(len(manifest.components)):
-        scan = catalog.scan_files(storage, manifest.parts(component, 0))
-        rows = con.sql(
-            f"SELECT * FROM {scan} WHERE reason IS NOT NULL ORDER BY key, doc_id, copy, piece"
-        )
-        for batch in rows.to_arrow_reader(BATCH_ROWS):
-            yield pa.Table.from_batches([batch]).cast(MANIFEST)
+    """The rows that fit no pack, of so many epochs of each component, sorted as `ordered` sorts."""
+    for component, needed in enumerate(epochs):
+        for epoch in range(needed):
+            scan = catalog.scan_files(storage, manifest.parts(component, epoch))
+            rows = con.sql(
+                f"SELECT * FROM {scan} WHERE reason IS NOT NULL ORDER BY key, doc_id, copy, piece"
+            )
+            for batch in rows.to_arrow_reader(BATCH_ROWS):
+                yield pa.Table.from_batches([batch]).cast(MANIFEST)
 
 
 def _write_part(

@@ -66,12 +66,12 @@ def manifest_rows(
     )
     n = len(slices)
     doc_ids = tokens["doc_id"].combine_chunks().take(slices["row"].combine_chunks())
-    copy, piece = slices["copy"].to_numpy(), slices["piece"].to_numpy()
+    copy = slices["copy"].to_numpy()
     num_tokens, num_loss, num_pairs = (slices[name].to_numpy() for name in COUNTS)
     loose: dict[str, Any] = {
         "component": np.full(n, number),
         "epoch": np.full(n, epoch),
-        "key": order_keys(doc_ids, copy, piece, limits.packing.seed),
+        "key": order_keys(doc_ids, copy, 0, limits.packing.seed),
         "doc_id": doc_ids,
         "part": np.full(n, part),
         "token_row": slices["row"],

@@ -123,6 +123,11 @@ def pack_mixture(
 def mixture_phase(mixture: Mixture) -> PackPhase:
     """Its packs. Raises ConfigError where a table is missing, or does not fit the others."""
     storage = mixture.storage
+    if load_record(storage, f"tokens/{mixture.name}") is not None:
+        raise ConfigError(
+            f"name {mixture.name} is that of a table of tokens, whose packs it would replace: "
+            "choose another"
+        )
     components = tuple(_component(storage, one) for one in mixture.components)
     leading = check_alike(storage, [component.tokens for component in components])
     num_codes = components[leading].tokens.facts["num_codes"]

@@ -95,9 +95,9 @@ def _plan(con: duckdb.DuckDBPyConnection, storage: Storage, phase: PackPhase) ->
     for table in plan_windows(blend(streams, shares), packing, budget):
         made.add(table)
         progress.add(len(table))
-    for table in rejected(con, storage, manifest):
-        nowhere = pa.nulls(len(table), pa.int64())
-        made.add(table.append_column("pack", nowhere).append_column("position", nowhere))
+    for table in rejected(con, storage, manifest, epochs):
+        table = table.append_column("pack", pa.nulls(len(table), pa.int64()))
+        made.add(table.append_column("position", pa.nulls(len(table), pa.int32())))
     made.close()
     progress.close()
     return _facts(phase, made, budget, held, shares)
@@ -154,13 +154,19 @@ def _wanted(phase: PackPhase, num_tokens: Sequence[int]) -> list[int]:
     """The tokens to take of each component, whose epochs hold so many in all.
 
     Later epochs drop other prompts than the first, so that they may hold a little less than it did:
-    then it is so much less of all components.
+    then it is so much less of all components. Raises ConfigError for a component without any.
     """
     components = [Component(one.name, one.share) for one in phase.components]
     most = quotas(components, num_tokens, None)
-    if phase.num_tokens is None or sum(most) <= phase.num_tokens:
-        return most
-    return quotas(components, num_tokens, phase.num_tokens)
+    if phase.num_tokens is not None and sum(most) > phase.num_tokens:
+        most = quotas(components, num_tokens, phase.num_tokens)
+    for component, tokens in zip(phase.components, most, strict=True):
+        if not tokens:
+            raise ConfigError(
+                f"component {component.name} would have no token: raise num_tokens or its share, "
+                "or leave it out"
+            )
+    return most
 
 
 def _check_replicas(phase: PackPhase, totals: Sequence[Totals], epochs: Sequence[int]) -> None:
@@ -170,7 +176,7 @@ def _check_replicas(phase: PackPhase, totals: Sequence[Totals], epochs: Sequence
             raise ConfigError(
                 f"{component.tokens.table}: replicas is {len(component.tables)}, but no document "
                 f"is packed more than {most} times, so that one would be unused: lower it, or "
-                "raise copies"
+                "raise copies (max_epochs of a mixture)"
             )
 
 

@@ -36,7 +36,7 @@ from pipelines.packed_set import PackedSet, find_packed
 from pipelines.progress import Progress
 from pipelines.replicas import SHARED
 from pipelines.tasks import each
-from pipelines.verify_joins import Totals, cost_sql, join, totals
+from pipelines.verify_joins import Totals, join, totals
 from pipelines.verify_parts import (
     Damage,
     Damages,
@@ -95,7 +95,7 @@ def verify(packs: PackedSet) -> Verified:
                 progress.add(1)
             _row_views(con, packs, rows)
             damages.add(_check_tokens(con, packs))
-            found = join(con, facts, packs.phase)
+            found = join(con, facts, packs.phase, packs.record.facts)
             damages.add(found.first, found.count)
             return Verified(packs, damages, totals(con))
     finally:
@@ -119,7 +119,8 @@ def describe(verified: Verified) -> Iterator[str]:
     yield f"{packs.record.table}: as it should be"
     yield f"  documents    {of.documents:,} packed, {of.distinct:,} different ones"
     yield f"  rejected     {rejected}"
-    yield f"  left out     {of.left_out:,} (no copy, or beyond the quota)"
+    beyond = ", or beyond the quota: which ones is the plan's word" if packs.is_limited else ""
+    yield f"  left out     {of.left_out:,} (no copy{beyond})"
     yield f"  packs        {of.num_packs:,} in {of.num_shards:,} shards, {size}"
     yield f"  lower bound  {bound:,} packs, {of.num_packs / bound - 1:+.2%}"
     yield f"  tokens       {of.num_tokens:,}, {of.num_tokens / of.num_packs / cap:.1%} of the caps"
@@ -199,47 +200,42 @@ def _row_views(con: duckdb.DuckDBPyConnection, packs: PackedSet, rows: str) -> N
         files = catalog.literal(packs.storage.path(f"{rows}/{name}/*.parquet"))
         con.execute(f"CREATE TEMP VIEW {name} AS FROM read_parquet({files})")
     of = [_due(packs, n, one) for n, one in enumerate(packs.phase.components)]
-    # Of a quota the last epoch is cut short somewhere; else everything is packed. What fits no
-    # pack is rejected in the first epoch, and not said again.
-    rest = "epochs - 1" if packs.is_limited else "epochs"
+    # Of a quota the last epoch is cut short somewhere; else every epoch is there in full.
+    rest, epochs = (
+        "epochs",
+        ", ".join(f"({n}, {one.max_epochs})" for n, one in enumerate(packs.phase.components)),
+    )
+    counted = f"(FROM (VALUES {epochs}) AS e(component, epochs))"
+    if packs.is_limited:
+        rest = "epochs - 1"
+        counted = "(SELECT component, max(epoch) + 1 AS epochs FROM plan GROUP BY component)"
     con.execute(
         "CREATE TEMP VIEW due AS SELECT component, doc_id, "
-        f"copies * if(is_large, least({rest}, 1), {rest}) AS least, copies * epochs AS most FROM ("
+        f"copies * ({rest}) AS least, copies * epochs AS most FROM ("
         + " UNION ALL ".join(of)
-        + ") JOIN (SELECT component, max(epoch) + 1 AS epochs FROM plan GROUP BY component) "
-        "USING (component)"
-    )
-    whole = "epochs > 1" if packs.is_limited else "true"
-    con.execute(
-        "CREATE TEMP VIEW whole AS SELECT plan.* FROM plan JOIN (SELECT component, max(epoch) + 1 "
-        f"AS epochs FROM plan GROUP BY component) USING (component) WHERE epoch = 0 AND {whole}"
+        + f") JOIN {counted} USING (component)"
     )
 
 
 def _due(packs: PackedSet, number: int, component: PackComponent) -> str:
-    """SQL of (component, doc_id, is_large, copies): how often an epoch holds each document.
+    """SQL of (component, doc_id, copies): how often an epoch holds each document.
 
     The least of its samples' copies, times the component's; a sample has the product over the
-    stages that judged it. What is large may fit no pack.
+    stages that judged it. Written apart from `pipelines.selection`, which is what is checked.
     """
-    storage, said, of = packs.storage, packs.record.facts, packs.phase.coefficients
+    storage = packs.storage
     tokens = f"{catalog.scan(storage, component.tokens)} WHERE {component.chosen}"
-    large = f"num_tokens > {said['token_cap']} AS is_large"
-    if said["budget"] is not None:
-        large = (
-            f"num_tokens > {said['token_cap']} OR {cost_sql(of)} > {said['budget']!r} AS is_large"
-        )
     often = f"{component.copies}::BIGINT AS copies"
     if not component.decisions:
-        return f"SELECT {number} AS component, doc_id, {large}, {often} FROM {tokens}"
+        return f"SELECT {number} AS component, doc_id, {often} FROM {tokens}"
     stages = " UNION ALL ".join(
         f"SELECT sample_id, copies FROM {catalog.scan(storage, stage)}"
         for stage in component.decisions
     )
     samples = "unnest(if(len(sample_ids) > 0, sample_ids, [NULL])) AS sample_id"
     return (
-        f"SELECT {number} AS component, doc_id, any_value(is_large) AS is_large, "
-        f"min(coalesce(copies, 1)) * {often} FROM (SELECT doc_id, {large}, {samples} FROM {tokens})"
+        f"SELECT {number} AS component, doc_id, "
+        f"min(coalesce(copies, 1)) * {often} FROM (SELECT doc_id, {samples} FROM {tokens})"
         f" LEFT JOIN (SELECT sample_id, product(copies)::BIGINT AS copies FROM ({stages}) "
         "GROUP BY sample_id) USING (sample_id) GROUP BY doc_id"
     )

@@ -2,12 +2,13 @@
 
 Views that are there when they run: ``plan``, ``packs`` (the index), ``packed``, ``unread`` and
 ``tokens`` (`pipelines.document_digests`), ``sources`` (component, replica, replicas, of),
-``due`` (component, doc_id, least and most copies that the plan should hold) and ``whole`` (rows of
-the plan of an epoch that is not cut short). Every query gives damages as (pack, doc_id, what);
-DuckDB spills what does not fit into its memory.
+and ``due`` (component, doc_id, least and most copies that the plan should hold). Every query gives
+damages as (pack, doc_id, what); DuckDB sorts on disk, but joins and groups in memory.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 
@@ -18,7 +19,7 @@ from packing.slices import Slicing
 from pipelines.pack_phase import PackPhase
 from pipelines.replicas import COUNTS
 from pipelines.verify_parts import MAX_SHOWN, RELATIVE, Damage, Damages
-from pipelines.verify_plan import differences, index, plan_alone, quotas
+from pipelines.verify_plan import differences, index, plan_alone, quotas, recorded
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Totals:
     most_cost: float
 
 
-def join(con: duckdb.DuckDBPyConnection, facts: Facts, phase: PackPhase) -> Damages:
+def join(
+    con: duckdb.DuckDBPyConnection, facts: Facts, phase: PackPhase, told: Mapping[str, Any]
+) -> Damages:
     """Everything that shards, plan, tokens and index say of each other and that differs."""
     con.execute("CREATE TEMP TABLE damages (pack BIGINT, doc_id VARCHAR, what VARCHAR)")
     of = phase.coefficients
@@ -47,10 +50,10 @@ def join(con: duckdb.DuckDBPyConnection, facts: Facts, phase: PackPhase) -> Dama
         _shards(),
         *_tokens(of),
         _contents(),
-        *_whole(),
+        *_whole(phase.slicing),
         _starts(phase.slicing),
     ]
-    for query in (*queries, *quotas(phase)):
+    for query in (*queries, *quotas(phase), *recorded(told)):
         con.execute(f"INSERT INTO damages SELECT pack, doc_id, what FROM ({query})")
     [(count,)] = con.execute("SELECT count(*) FROM damages").fetchall()
     rows = con.execute(
@@ -195,8 +198,9 @@ def _contents() -> str:
     )
 
 
-def _whole() -> list[str]:
+def _whole(slicing: Slicing) -> list[str]:
     """Nothing is left out: every document's copies are planned, and every segment of a copy."""
+    cut = "piece > 0" if not slicing.split_at_images else "false"
     return [
         "SELECT NULL AS pack, u.doc_id, printf('%d copies are planned of %s, expected %s', "
         "coalesce(c.copies, 0), u.of, if(u.least = u.most, u.least::VARCHAR, "
@@ -211,10 +215,15 @@ def _whole() -> list[str]:
         "SELECT pack, doc_id, 'piece ' || piece || ' of copy ' || copy || ' starts at segment ' "
         "|| first_segment || ', the one before ends at ' || before AS what FROM (SELECT *, "
         "lag(first_segment + num_segments) OVER (PARTITION BY component, doc_id, copy "
-        "ORDER BY piece) AS before FROM whole) WHERE first_segment <> before",
+        "ORDER BY piece) AS before FROM plan) WHERE first_segment <> before",
+        "SELECT NULL AS pack, doc_id, 'copy ' || copy || ' has ' || count(*) || ' pieces, from ' "
+        "|| min(piece) || ' to ' || max(piece) AS what FROM plan GROUP BY component, doc_id, copy "
+        "HAVING min(piece) <> 0 OR max(piece) <> count(*) - 1",
+        "SELECT pack, doc_id, 'copy ' || copy || ' is cut, which the recipe does not allow' "
+        f"AS what FROM plan WHERE {cut}",
         "SELECT NULL AS pack, p.doc_id, 'copy ' || p.copy || ' ends at segment ' || p.last "
         "|| ' of ' || len(t.forms) AS what FROM (SELECT component, part, token_row, doc_id, copy, "
-        "max(first_segment + num_segments) AS last FROM whole GROUP BY ALL) AS p JOIN tokens AS t "
+        "max(first_segment + num_segments) AS last FROM plan GROUP BY ALL) AS p JOIN tokens AS t "
         "ON t.component = p.component AND t.part = p.part AND t.token_row = p.token_row "
         "AND t.replica = 0 AND t.doc_id = p.doc_id WHERE p.last < len(t.forms)",
     ]

@@ -3,6 +3,9 @@
 Over the views of `pipelines.verify_joins`, each giving damages as (pack, doc_id, what).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from infra.catalog import literal
 from packing.packs import Facts
 from pipelines.pack_phase import PackPhase
@@ -53,7 +56,11 @@ def index() -> list[str]:
         "SELECT pack, NULL AS doc_id, 'is in no place of the global order: there are ' || n "
         "|| ' packs' AS what FROM packs, (SELECT count(*) AS n FROM packs) "
         "WHERE pack < 0 OR pack >= n",
-        # A shard's packs follow on each other in the order of its bytes, and so do the shards.
+        # Shards follow on each other, and the packs of a shard in the order of its bytes.
+        "SELECT first AS pack, NULL AS doc_id, 'begins ' || shard || ', the shard before begins ' "
+        "|| 'with pack ' || before AS what FROM (SELECT shard, min(pack) AS first, lag(min(pack)) "
+        "OVER (ORDER BY length(shard), shard) AS before FROM packs GROUP BY shard) "
+        "WHERE first < before",
         "SELECT pack, NULL AS doc_id, 'stands after pack ' || before || ' in its shard' AS what "
         'FROM (SELECT pack, lag(pack) OVER (PARTITION BY shard ORDER BY "offset") AS before '
         "FROM packs) WHERE pack <> before + 1",
@@ -64,6 +71,21 @@ def index() -> list[str]:
         f"{sums} FROM plan WHERE pack IS NOT NULL GROUP BY pack) AS s "
         f"FULL JOIN packs AS p ON p.pack = s.pack WHERE s.pack IS NULL OR p.pack IS NULL "
         f"OR {differs} <> ''",
+    ]
+
+
+def recorded(told: Mapping[str, Any]) -> list[str]:
+    """What the record of the packs says of them, against the plan."""
+    rows = ", ".join(f"({n}, {one['num_tokens']})" for n, one in enumerate(told["components"]))
+    return [
+        "SELECT NULL AS pack, NULL AS doc_id, printf('the plan has %d packs, the record says %d', "
+        f"n, {told['num_packs']}) AS what FROM (SELECT count(DISTINCT pack) AS n FROM plan) "
+        f"WHERE n <> {told['num_packs']}",
+        "SELECT NULL AS pack, NULL AS doc_id, printf('component %d has %d tokens in packs, the "
+        "record says %d', q.component, coalesce(has, 0), q.due) AS what FROM (VALUES "
+        f"{rows}) AS q(component, due) LEFT JOIN (SELECT component, sum(num_tokens)::BIGINT AS has "
+        "FROM plan WHERE pack IS NOT NULL GROUP BY component) AS p ON p.component = q.component "
+        "WHERE coalesce(has, 0) <> q.due",
     ]
 
 

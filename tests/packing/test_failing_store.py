@@ -2,6 +2,8 @@
 
 import http.client
 import io
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -54,10 +56,13 @@ def serve(upstream: str, faults: Faults) -> ThreadingHTTPServer:
             fault = faults.next(self.path)
             length = int(self.headers.get("Content-Length") or 0)
             body = self.rfile.read(length)
-            if fault == "500":
-                self.send_response(500)
-                self.send_header("Content-Length", "0")
+            if fault in ("500", "503"):
+                code = {"500": "InternalError", "503": "SlowDown"}[fault]
+                told = f"<Error><Code>{code}</Code><Message>later</Message></Error>".encode()
+                self.send_response(int(fault))
+                self.send_header("Content-Length", str(len(told)))
                 self.end_headers()
+                self.wfile.write(told)
                 return
             if fault == "reset":
                 self.close_connection = True
@@ -88,6 +93,14 @@ def serve(upstream: str, faults: Faults) -> ThreadingHTTPServer:
             if fault == "cut":
                 data = data[: len(data) // 2]
                 self.close_connection = True
+            if fault == "reset in mid-body":  # by RST, where "cut" ends the connection in order
+                self.close_connection = True
+                self.wfile.write(data[: len(data) // 2])
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.connection.shutdown(socket.SHUT_RD)
+                self.connection.close()
+                return
             if fault in ("stall", "drip"):
                 self.close_connection = True
                 self.wfile.write(data[: len(data) // 2])
@@ -145,7 +158,7 @@ def read(root: str, **options: object) -> list[int]:
     return [pack.index if pack.error is None else -1 for pack in stream]
 
 
-@pytest.mark.parametrize("fault", ["500", "reset", "cut", "flip"])
+@pytest.mark.parametrize("fault", ["500", "503", "reset", "reset in mid-body", "cut", "flip"])
 def test_a_fault_that_passes_is_not_noticed(faults: tuple[str, Faults], fault: str) -> None:
     root, injected = faults
     injected.queue = [fault, "", fault]
@@ -235,3 +248,19 @@ def test_the_loaders_workers_read_from_a_store_that_fails(faults: tuple[str, Fau
     loader = DataLoader(PackStream(open_packs(root)), batch_size=None, num_workers=2)
     assert [pack.index for pack in loader] == list(range(NUM_PACKS))
     assert not injected.queue
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "reset", "reset in mid-body", "cut"])
+def test_a_store_that_goes_on_failing_is_given_up(
+    faults: tuple[str, Faults], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bounded time, though the client by itself asks up to 250 times per attempt."""
+    root, injected = faults
+    packs = open_packs(root)
+    monkeypatch.setattr(module, "ATTEMPT_S", 0.3)
+    injected.queue = [fault] * 10_000
+    start = time.monotonic()
+    with pytest.raises(PackError, match=r"shard-000000\.tar, pack 0: "):
+        module.read_pack(packs, 0)
+    assert time.monotonic() - start < 10
+    assert len(injected.met) >= module.ATTEMPTS

@@ -60,13 +60,13 @@ def test_streams_are_sorted_and_whole_whatever_the_batches(made, monkeypatch, ba
         place = storage.read_table(manifest.components[0].tokens.path(row["part"]), ["doc_id"])
         assert place["doc_id"][row["token_row"]].as_py() == row["doc_id"]
         assert row["num_tokens"] == lengths[row["doc_id"]]
-    lost = pa.concat_tables(rejected(con, storage, manifest))
+    lost = pa.concat_tables(rejected(con, storage, manifest, [3]))
     assert set(lost["reason"].to_pylist()) == {"over_token_cap"}
-    assert sorted(lost["doc_id"].to_pylist()) == sorted(2 * [n for n in lengths if n not in fits])
+    assert sorted(lost["doc_id"].to_pylist()) == sorted(6 * [n for n in lengths if n not in fits])
     for epoch in range(3):
         held = hold(con, storage, manifest, 0, epoch)
         assert held.num_tokens == 2 * sum(lengths[name] for name in fits)
-        assert (held.num_rows, held.num_rejected) == (2 * len(fits), len(lost))
+        assert (held.num_rows, held.num_rejected) == (2 * len(fits), len(lost) // 3)
 
 
 def test_only_parts_that_are_missing_are_written(made):
@@ -104,9 +104,20 @@ def test_two_streams_go_on_side_by_side(made, monkeypatch):
 def test_a_stream_is_taken_up_to_the_document_that_reaches_the_quota(cut):
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 50, 60)
-    table = pa.table({"num_tokens": tokens})
+    table = pa.table({"num_tokens": tokens, "piece": np.zeros(60, np.int32)})
     for wanted in (0, 1, int(tokens[0]), int(tokens[0]) + 1, 700, int(tokens.sum()), 10_000):
         batches = [table.slice(at, cut) for at in range(0, len(table), cut)]
         found = pa.concat_tables([table.slice(0, 0), *take(iter(batches), wanted)])
         before = np.cumsum(tokens) - tokens
         assert found["num_tokens"].to_pylist() == tokens[before < wanted].tolist()
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 100])
+def test_a_quota_never_ends_between_the_pieces_of_a_document(cut):
+    pieces = [0, 0, 1, 2, 0, 1, 0, 0, 1, 2, 3]
+    table = pa.table({"num_tokens": [10] * len(pieces), "piece": pieces})
+    whole = [0, 1, 4, 6, 7, 11]  # where a document may end
+    for wanted in range(0, 120, 5):
+        batches = [table.slice(at, cut) for at in range(0, len(table), cut)]
+        found = sum(len(one) for one in take(iter(batches), wanted))
+        assert found == next((n for n in whole if 10 * n >= wanted), len(pieces))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from infra import catalog, config
@@ -13,13 +14,18 @@ from infra.runs import load_record
 from infra.schedules import SCHEDULES
 from infra.segments import Image, Text
 from infra.storage import Storage
+from packing.cost import Coefficients
+from packing.plan import Packing
 from packing.reader import open_packs, read_pack
+from packing.slices import Slicing
 from pipelines.cli import main
 from pipelines.lengths import read_packs
 from pipelines.mixture import Mixture, describe, has_images, mixture_phase, pack_mixture
-from pipelines.pack_tokens import write_packs
+from pipelines.pack_tokens import PackComponent, PackPhase, write_packs
+from pipelines.packed_set import find_packed
 from pipelines.recipe import recipe_path
 from pipelines.report_tokens import pack_section
+from pipelines.verify import verify
 
 NUM_SCALES = 4
 
@@ -268,3 +274,51 @@ def test_our_recipes_are_table_2_of_the_paper(stage):
         assert one.tasks == (one.name,)
         assert one.tokens.endswith("-256" if one.name == "text" else f"-{level}")
     assert len(list(Path(recipe_path("demo")).parent.glob("mixture_*.yaml"))) == len(TABLE_2)
+
+
+def test_documents_that_fit_only_without_their_prompt_are_rejected_in_every_epoch(
+    tmp_path, token_table
+):
+    """Each copy draws anew whether it keeps its prompt; parts have their usual size."""
+    storage, draw = Storage(str(tmp_path)), np.random.default_rng(0)
+
+    def picture():
+        codes = draw.integers(0, 64, (2, SCHEDULES[20].num_codes(4)))
+        return Image(20, 4, *codes)
+
+    def text(length):
+        return Text(draw.integers(0, 100, length))
+
+    documents = {f"p{i:03d}": ("t2i", [text(200), picture()]) for i in range(40)}
+    documents |= {f"t{i:03d}": ("t2i", [text(5), picture()]) for i in range(20)}
+    table = token_table(storage, "p-256", documents, 25)
+    phase = PackPhase(
+        "p-256",
+        (PackComponent("p", table, max_epochs=3),),
+        Packing("fixed_length", tokens_per_pack=200),
+        Coefficients(1.0, 0.0, 0.0),
+        Slicing(drop_captions=0.5),
+    )
+    record = write_packs(storage, phase)
+    rows = pa.concat_tables([storage.read_table(path) for path in record.facts["plan"]])
+    planned = rows.group_by("doc_id").aggregate([("copy", "count_distinct")])
+    assert set(planned["copy_count_distinct"].to_pylist()) == {3}
+    over = pc.sum(pc.equal(rows["reason"], "over_token_cap")).as_py()
+    assert record.facts["rejected"] == {"over_token_cap": over}
+    assert 40 < over < 80
+    assert not verify(find_packed(storage, "p-256")).damages.count
+
+
+def test_a_quota_of_no_token_is_told_in_one_line(tmp_path, token_table):
+    storage, draw = Storage(str(tmp_path)), np.random.default_rng(0)
+    for name in ("a", "b"):
+        documents = {f"{name}{i}": ("text", [text(draw, 20)]) for i in range(20)}
+        token_table(storage, f"{name}-256", documents, 10)
+    components = [{"name": n, "tokens": f"{n}-256", "share": 0.5} for n in ("a", "b")]
+    tree = {"name": "all", "workspace": storage.root, "components": components, "num_tokens": 1}
+    mixture = build(Mixture, tree | {"packing": {"tokens_per_pack": 100}})
+    with pytest.raises(ConfigError, match="component a would have no token: raise num_tokens"):
+        write_packs(storage, mixture_phase(mixture))
+    tree["name"] = "a-256"
+    with pytest.raises(ConfigError, match="name a-256 is that of a table of tokens"):
+        mixture_phase(build(Mixture, tree))

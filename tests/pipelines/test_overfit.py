@@ -27,8 +27,8 @@ from trainer.sampling import Sampling, sample_image
 from trainer.train import train
 
 SCALES = NUM_SCALES[256]
-STEPS = 150
-MODEL = ModelConfig(hidden_size=192, intermediate_size=384, num_layers=3, num_heads=4,
+STEPS = 200
+MODEL = ModelConfig(hidden_size=128, intermediate_size=256, num_layers=2, num_heads=4,
                     num_kv_heads=2, head_dim=32)  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_greedy_sampling_gives_the_codes_of_photographs_learnt_by_heart(
         steps=STEPS,
         epochs=STEPS,
         model=MODEL,
-        learning_rate=4e-3,
+        learning_rate=8e-3,
         warmup_steps=20,
         decay="cosine",
         weight_decay=0.0,

@@ -37,7 +37,7 @@ from pipelines.verify_plan import quotas
 NUM_SCALES = 3
 NUM_CODES = 64
 CAP, PER_SHARD = 240, 4
-SLICING = Slicing(drop_captions=0.3, seed=5)
+SLICING = Slicing(drop_captions=0.3, split_at_images=True, seed=5)
 FOLDER = "packs/photos-256/v-1"
 Change = Callable[[list[dict[str, Any]]], Any]
 OF = coefficients(qwen2_5_7b(NUM_CODES))
@@ -212,7 +212,9 @@ def write_set(storage: Storage) -> TableRecord:
     component = PackComponent("photos", tables[0], tables[1:], (decisions,), copies=2)
     packing = Packing("fixed_length", CAP, 1.0)
     phase = PackPhase("photos-256", (component,), packing, OF, SLICING)
-    told = {"plan": files, "lower_bound": len(packs) - 3} | vars(facts)
+    sums = {"num_tokens": sum(row["num_tokens"] for row in plan if "pack" in row)}
+    told = {"plan": files, "lower_bound": len(packs) - 3, "num_packs": len(packs)}
+    told |= {"components": [sums]} | vars(facts)
     part = Part("v-1/index.parquet", len(packs))
     record = TableRecord(phase.table, phase.fingerprint, phase.row_spec, "pack", (part,), told)
     runs.finish(storage, record, phase.spec, phase.inputs, 0.0)
