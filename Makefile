@@ -48,6 +48,13 @@ bench: setup  ## the measurements of BENCHMARKS.md that need no folder of yours
 	$(BIN)/python tests/benchmarks/packing_strategies.py
 	$(BIN)/python tests/benchmarks/planner.py --documents 1000000
 	$(BIN)/python tests/benchmarks/tiles.py
+	$(BIN)/python tests/benchmarks/plan_out_of_core.py
+	$(BIN)/python tests/benchmarks/slices.py
+	$(BIN)/python tests/benchmarks/shuffle.py
+	$(BIN)/python tests/benchmarks/reader.py
+	$(BIN)/python tests/benchmarks/real_steps.py
+	$(BIN)/python tests/benchmarks/step_shares.py
+	$(BIN)/python tests/benchmarks/loss_memory.py
 
 clean:  ## remove the demo's workspace and all caches, keep .venv
 	rm -rf workspace/demo workspace/demo-photos .mypy_cache .ruff_cache .pytest_cache .hypothesis build
