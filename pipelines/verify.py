@@ -78,7 +78,7 @@ def verify(packs: PackedSet) -> Verified:
     if not _readable(packs, damages):
         return Verified(packs, damages, None)
     facts = _facts(packs, damages)
-    rows = f"verify/{packs.record.table.partition('/')[2]}-{uuid.uuid4().hex[:12]}"
+    rows = f"verify-{packs.record.table.partition('/')[2]}-{uuid.uuid4().hex[:12]}"
     parts = sum(len(table.parts) for one in packs.phase.components for table in one.tables)
     try:
         leave_none(storage, rows)

@@ -89,6 +89,8 @@ def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype = torc
     # Copies: DeepSpeed's are views of one flat tensor, which safetensors refuses.
     copies = {name: value.detach().to(dtype, copy=True) for name, value in weights.items()}
     save_torch_state_dict(copies, folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # the library leaves them to their owner alone
     beside = folder / f".{CONFIG}.writing"
     beside.write_text(json.dumps(asdict(facts), indent=2) + "\n", encoding="utf-8")
     os.replace(beside, folder / CONFIG)
@@ -164,6 +166,8 @@ def stored_tensors(folder: str | Path) -> dict[str, Any]:
 def _weights(engine: Path, zero_stage: int) -> dict[str, Tensor]:
     """The parameters of DeepSpeed's files, wherever they are sharded; fp32 under ZeRO."""
     if zero_stage:
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it guesses
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it tells a lot
