@@ -1,14 +1,16 @@
 """What a training loop asks for next, made ahead by threads: its batches."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[int], T], start: int, stop: int, workers: int) -> Iterator[T]:
+def ahead(
+    make: Callable[[int], T], start: int, stop: int, workers: int
+) -> Generator[T, None, None]:
     """make(start), make(start + 1), … make(stop - 1), in order; ``workers`` threads run ahead.
 
     At most two results per thread are ready or being made beyond the one that is asked for. What

@@ -1,7 +1,7 @@
 """A cache of pictures that holds a bounded number of bytes, for several threads."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import Any
 
@@ -14,6 +14,7 @@ class ByteCache:
         self.num_bytes = 0
         self._lock = Lock()
         self._held: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._making: dict[Hashable, tuple[Lock, int]] = {}  # and how many threads wait
 
     def get(self, key: Hashable) -> Any:
         """What was put under ``key``; None if it is not, or no longer, here."""
@@ -34,3 +35,24 @@ class ByteCache:
             self.num_bytes += num_bytes
             while self.num_bytes > self.max_bytes:
                 self.num_bytes -= self._held.popitem(last=False)[1][1]
+
+    def fetch(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
+        """What is kept under ``key``, or else made and kept: by one thread, for which others wait.
+
+        ``make`` gives the value and its bytes; what it raises, each thread that needs it gets.
+        """
+        with self._lock:
+            turn, users = self._making.get(key, (Lock(), 0))
+            self._making[key] = turn, users + 1
+        try:
+            with turn:
+                value = self.get(key)
+                if value is None:
+                    value, num_bytes = make()
+                    self.put(key, value, num_bytes)
+                return value
+        finally:
+            with self._lock:
+                turn, users = self._making.pop(key)
+                if users > 1:
+                    self._making[key] = turn, users - 1

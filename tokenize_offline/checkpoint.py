@@ -36,14 +36,18 @@ def save(tokenizer: Tokenizer, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = {name: narrow(value.cpu()) for name, value in tokenizer.state_dict().items()}
-    # Written aside and renamed: nobody ever reads half a checkpoint.
+    # Written aside and renamed at last, one after the other: nobody ever reads half a file, and of
+    # a pair of which one is new `load` tells what does not fit.
     partial = path.with_name(f".{path.name}.partial")
     partial.touch()
     mode = partial.stat().st_mode
     save_file(stored, partial)
     partial.chmod(mode)  # safetensors would make it unreadable for other users
-    settings = json.dumps(dataclasses.asdict(tokenizer.settings), indent=2)
-    path.with_suffix(".json").write_text(settings + "\n", encoding="utf-8")
+    settings = path.with_suffix(".json")
+    partial_settings = settings.with_name(f".{settings.name}.partial")
+    text = json.dumps(dataclasses.asdict(tokenizer.settings), indent=2)
+    partial_settings.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial_settings, settings)
     os.replace(partial, path)
 
 

@@ -51,13 +51,20 @@ class DecodedPictures:
         cache_bytes: int,
         log: Callable[[str], None],
     ) -> None:
-        """``short_side``: larger pictures are reduced to it, in pixels."""
+        """``short_side``: larger pictures are reduced to it, in pixels.
+
+        ``cache_bytes``: of decoded pictures, and as many of encoded row groups.
+        """
         self.names = pa.chunked_array([source.names for source in sources], pa.large_string())
         self.failed: dict[int, tuple[str, str]] = {}  # type and message of the DecodeError
         self._sources, self._short_side, self._log = sources, short_side, log
         self._ends = np.cumsum([len(source.names) for source in sources])
         self._sizes = np.concatenate([_reduced(source.sizes, short_side) for source in sources])
+        self.group_bytes = max(source.group_bytes for source in sources)
+        self.groups = _groups(sources)  # [n]: what is read together, with all files in one
         self._cache = ByteCache(cache_bytes)
+        # Apart, so that decoded pictures do not displace the row groups that are drawn from.
+        self._encoded = ByteCache(cache_bytes)
 
     def rgb(self, number: int) -> Pixels:
         """The picture, [H, W, 3], read-only; raises DecodeError, and logs it the first time.
@@ -73,7 +80,7 @@ class DecodedPictures:
         source = self._sources[part]
         inner = number - (int(self._ends[part - 1]) if part else 0)
         try:
-            data = source.read(inner, self._cache)
+            data = source.read(inner, self._encoded)
             rgb = pixels.decode(data, self._short_side).rgb
         except DecodeError as error:
             self._fail(number, source.place(inner), error)
@@ -103,6 +110,14 @@ class DecodedPictures:
             self._log(f"{place} is left out, {error.type}: {error}")
         elif count % _NAMED == 0:
             self._log(f"{count:,} pictures are left out by now, the last {place}")
+
+
+def _groups(sources: Sequence[ImageFiles | DocumentImages]) -> NDArray[np.int32]:
+    first, groups = 0, []
+    for source in sources:
+        groups.append(source.groups + np.int32(first))
+        first += 1 + int(source.groups.max(initial=0))
+    return np.concatenate(groups)
 
 
 def _reduced(sizes: NDArray[np.int32], short_side: int) -> NDArray[np.int32]:

@@ -2,8 +2,13 @@
 
 Each draw is a function of (seed, stage, step) and, for what belongs to one picture, of the
 picture's number among all of the step, counted over processes and parts. So a training goes on
-exactly without any stored random state, and two processes of four pictures draw what one process
-of eight does.
+exactly without any stored random state, and two processes of 32 pictures draw what one process of
+64 does. That holds at the levels where both take as many pictures in a step: at levels 512 and 1024
+a pass has a quarter and a sixteenth of them, but at least one, so that two of four do not draw what
+one of eight does at 1024. `TrainTokenizer.identity` tells what agrees.
+
+Pictures of documents are drawn a row group at a time: number n of 16 steps on end comes from one
+row group, numbers of one step from as many row groups. See `Pictures.draw`.
 """
 
 from collections.abc import Sequence
@@ -17,6 +22,8 @@ from infra.schedules import NUM_SCALES, SCHEDULES, Grid
 from infra.schema import digest
 from tokenize_offline.learning import Learning
 from tokenize_offline.photographs import Pictures, draw_crop, to_unit
+
+_STEPS_NEAR = 16  # that draw from one row group of, as a rule, 64 documents; see `StepDraws.near`
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,15 @@ class StepDraws:
         parts = (str(self.learning.seed), self.stage, str(self.step), purpose, str(number))
         return np.random.default_rng(int(digest("tokenizer-step", *parts), 16))
 
+    def near(self, number: int) -> np.random.Generator:
+        """For the row group of picture ``number``: the same for 16 steps.
+
+        With more steps fewer bytes are read, and the steps that follow each other see more of the
+        same. The numbers take turns, so that not all row groups are read at once.
+        """
+        window = (self.step + number) // _STEPS_NEAR
+        return StepDraws(self.learning, self.stage, window).rng("row group", number)
+
     def torch_generator(self, purpose: str) -> torch.Generator:
         """The same for torch's functions, on the CPU."""
         return torch.Generator().manual_seed(int(self.rng(purpose).integers(2**63)))
@@ -82,7 +98,10 @@ class StepDraws:
         schedule = SCHEDULES[int(self.rng("schedule").integers(len(SCHEDULES)))]
         size = self.learning.pictures_at(level)
         numbers = range(part * size, (part + 1) * size)
-        crops = [draw_crop(pictures, self.rng("picture", n), schedule, level) for n in numbers]
+        crops = [
+            draw_crop(pictures, self.rng("picture", n), schedule, level, self.near(n))
+            for n in numbers
+        ]
         grids = schedule.grids[: NUM_SCALES[level]]
         keep = self._keep(len(grids)) if dropout else None
         return Batch(to_unit(crops), grids, keep, self, numbers)

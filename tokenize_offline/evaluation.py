@@ -3,6 +3,7 @@
 PSNR, SSIM and the Fréchet distance compare photographs with their reconstructions as bytes.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from tokenize_offline.frechet import Gaussian, PictureFeatures, frechet_distance
 from tokenize_offline.model import Tokenizer
 from tokenize_offline.photographs import Photograph, to_pixels, to_unit, whole
 from tokenize_offline.quantizer import exact_float32
+from tokenize_offline.ranks import Ranks
 from tokenize_offline.teacher import Teacher
 from tokenize_offline.usage import perplexity, tally
 
@@ -50,8 +52,11 @@ def evaluate(
     features: PictureFeatures | None = None,
     *,
     by_scale: bool = False,
+    ranks: Ranks | None = None,
 ) -> Quality:
     """Encode and decode each photograph whole at ``level``, one at a time, in one pass.
+
+    With ``ranks`` each gives photographs of its own, and all get the quality over those of all.
 
     On the tokenizer's device, where ``teacher`` and ``features`` must be, too. ``teacher`` gives
     the semantic cosine, ``features`` the Fréchet distance; ``by_scale`` draws every photograph
@@ -59,9 +64,11 @@ def evaluate(
     there is no photograph.
     """
     device, num_scales = tokenizer.quantizer.semantic.device, NUM_SCALES[level]
+    ranks = ranks or Ranks(0, 1, device)
     counts = torch.zeros((num_scales, tokenizer.settings.num_codes), dtype=torch.long)
-    errors: list[list[float]] = []  # of each photograph, after each of the scales drawn
-    ssims, small, medium, cosines = [], [], [], []
+    num_drawn = num_scales if by_scale else 1
+    # Of each photograph SSIM, both thumbnails, the cosine, and the error after each scale drawn.
+    rows: list[list[float]] = []
     real, reconstructed = Gaussian(), Gaussian()
     for photo in photographs:
         schedule, rgb = whole(photo, level)
@@ -70,37 +77,45 @@ def evaluate(
         with exact_float32(device):  # as extraction does
             codes = tokenizer.quantizer.encode(tokenizer.features(images), grids)
         tally(counts, codes.cpu(), grids)
-        errors.append([])
-        for shown in range(1 if by_scale else num_scales, num_scales + 1):
+        errors = []
+        for shown in range(num_scales - num_drawn + 1, num_scales + 1):
             quantized = tokenizer.quantizer.decode(codes, grids, shown)
             drawn = to_pixels(tokenizer.draw(quantized))[0]
-            errors[-1].append(mse(rgb, drawn))
+            errors.append(mse(rgb, drawn))
+        cosine = math.nan
         if teacher is not None:
             taught = tokenizer.standard(teacher(images))
-            cosine = F.cosine_similarity(tokenizer.meaning(quantized).float(), taught, dim=1)
-            cosines.append(float(cosine.mean()))
+            told = tokenizer.meaning(quantized).float()
+            cosine = float(F.cosine_similarity(told, taught, dim=1).mean())
         if features is not None:
             real.add(features.describe(images))
             reconstructed.add(features.describe(to_unit([drawn]).to(device)))
-        ssims.append(ssim(rgb, drawn))
-        small.append(_thumbnail_db(images, rgb, 16 * (level // 256)))
-        medium.append(_thumbnail_db(images, rgb, 32 * (level // 256)))
-    if not errors:
+        thumbnails = [_thumbnail_db(images, rgb, side * (level // 256)) for side in (16, 32)]
+        rows.append([ssim(rgb, drawn), *thumbnails, cosine, *errors])
+    table = torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 4 + num_drawn)
+    per_photo = ranks.gather_rows(table).cpu().numpy()
+    if not len(per_photo):
         raise ValueError("there is no photograph to evaluate the tokenizer on: give some")
+    counts = ranks.total(counts.to(device)).cpu()
+    structure, small, medium, cosine = per_photo[:, :4].mean(axis=0).tolist()
+    squared = per_photo[:, 4:]
+    distance = None
+    if features is not None:
+        distance = frechet_distance(real.of_all(ranks), reconstructed.of_all(ranks))
     return Quality(
         level=level,
-        num_photographs=len(errors),
-        psnr_db=float(np.mean([psnr_db(error[-1]) for error in errors])),
-        ssim=float(np.mean(ssims)),
-        thumbnail16_db=float(np.mean(small)),
-        thumbnail32_db=float(np.mean(medium)),
-        psnr_by_scale_db=tuple(map(psnr_db, np.mean(errors, axis=0))) if by_scale else None,
+        num_photographs=len(per_photo),
+        psnr_db=float(np.mean([psnr_db(error) for error in squared[:, -1]])),
+        ssim=structure,
+        thumbnail16_db=small,
+        thumbnail32_db=medium,
+        psnr_by_scale_db=tuple(map(psnr_db, squared.mean(axis=0))) if by_scale else None,
         usage=tuple((counts > 0).double().mean(1).tolist()),
         usage_all=float((counts.sum(0) > 0).double().mean()),
         perplexity_by_scale=tuple(perplexity(counts).tolist()),
         perplexity=float(perplexity(counts.sum(0))),
-        semantic_cosine=float(np.mean(cosines)) if cosines else None,
-        frechet_distance=None if features is None else frechet_distance(real, reconstructed),
+        semantic_cosine=None if teacher is None else cosine,
+        frechet_distance=distance,
         frechet_features=None if features is None else features.name,
     )
 

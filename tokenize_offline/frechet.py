@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infra.config import ConfigError
+from tokenize_offline.ranks import Ranks
 from tokenize_offline.teacher import EfficientNetTeacher
 
 _INCEPTION_SIDE = 299
@@ -47,17 +48,35 @@ class Gaussian:
         self._scatter = torch.zeros((0, 0), dtype=torch.float64)
 
     def add(self, features: Tensor) -> None:
-        """Take in features [B, d]."""
+        """Take in features [B, d], B = 0 or more."""
         values = features.detach().cpu().double()
+        if not len(values):
+            return
         mean = values.mean(dim=0)
-        centred = values - mean
         if not self.count:
             self._mean, self._scatter = torch.zeros_like(mean), mean.new_zeros(2 * mean.shape)
         step, total = mean - self._mean, self.count + len(values)
-        self._scatter += centred.T @ centred
-        self._scatter += torch.outer(step, step) * (self.count * len(values) / total)
+        if len(values) > 1:  # one has no deviation from its own mean: d x d zeros
+            centred = values - mean
+            self._scatter.addmm_(centred.T, centred)
+        self._scatter.addr_(step, step, alpha=self.count * len(values) / total)
         self._mean += step * (len(values) / total)
         self.count = total
+
+    def of_all(self, ranks: Ranks) -> "Gaussian":
+        """Of the features of all ranks together."""
+        together = Gaussian()
+        count = torch.tensor(self.count, dtype=torch.float64, device=ranks.device)
+        together.count = int(ranks.total(count))
+        dim = ranks.largest(len(self._mean))  # a rank without pictures does not know it
+        mean = self._mean if self.count else torch.zeros(dim, dtype=torch.float64)
+        scatter = self._scatter if self.count else mean.new_zeros(dim, dim)
+        total = ranks.total((mean * self.count).to(ranks.device)).cpu()
+        together._mean = total / max(1, together.count)
+        step = mean - together._mean
+        scatter = torch.addr(scatter, step, step, alpha=self.count)
+        together._scatter = ranks.total(scatter.to(ranks.device)).cpu()
+        return together
 
     @property
     def mean(self) -> Tensor:

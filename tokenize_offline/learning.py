@@ -9,6 +9,8 @@ from infra.config import ConfigError
 from tokenize_offline.adversarial import AdversarialSettings
 from tokenize_offline.perceptual import PerceptualSettings
 
+_MOST_PICTURES = 4_096  # of a pass, and passes of a step: beyond it somebody mistyped
+
 
 @dataclass(frozen=True)
 class Learning:
@@ -60,6 +62,11 @@ class Learning:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"learning.{name} is {getattr(self, name)}: use 1 or more")
+        for name in ("batch_size", "gradient_accumulation"):
+            if getattr(self, name) > _MOST_PICTURES:
+                raise ConfigError(
+                    f"learning.{name} is {getattr(self, name)}: use {_MOST_PICTURES} or less"
+                )
         for name in ("learning_rate", "semantic_learning_rate_scale"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"learning.{name} is {getattr(self, name)}: use a number above 0")
@@ -73,6 +80,11 @@ class Learning:
             raise ConfigError(
                 f"learning.fit_batches is {list(self.fit_batches)}: use numbers from 0, not all 0"
             )
+
+    def share_of(self, level: int) -> float:
+        """Of the steps, how many are at the level."""
+        larger = {512: self.level_512_share, 1024: self.level_1024_share}
+        return larger.get(level, 1 - sum(larger.values()))
 
     def steps_of(self, stage: str) -> int:
         """How many steps the stage has."""

@@ -27,7 +27,7 @@ from tokenize_offline.training_recipe import TrainTokenizer
 from tokenize_offline.usage import shares
 
 Look = Callable[[Tokenizer, str, int], None]
-"""Called on the first rank after every step with (tokenizer, stage, steps taken in it)."""
+"""Called on every rank after every step with (tokenizer, stage, steps taken in it)."""
 
 
 class Loop:
@@ -53,15 +53,17 @@ class Loop:
         ``settings`` are what a state must agree with. Raises ConfigError for one that does not, and
         when the losses are no numbers any more.
         """
-        state = training_state.load(self.recipe.folder, settings)
+        with self.ranks.together():
+            state = training_state.load(self.recipe.folder, settings)
         stage, step = (state["stage"], state["step"]) if state else (STAGES[0], 0)
         if not self.ranks.agree(1_000_000_000 * STAGES.index(stage) + step):
             raise ConfigError(
                 f"not every process sees the same state in {self.recipe.folder}: "
                 "put output on a file system that all nodes share"
             )
-        if self.ranks.first:
-            training_log.keep_until(self.recipe.log_path, STAGES, stage, step)
+        with self.ranks.together():
+            if self.ranks.first:
+                training_log.keep_until(self.recipe.log_path, STAGES, stage, step)
         if state:
             self._before = state["seconds"]
             self.log(f"going on after step {step} of {stage}")
@@ -75,7 +77,7 @@ class Loop:
         """Prepare the stage, or take up its state; the optimiser, and how many steps are done."""
         state, self._state = self._state, None
         if state is None:
-            prepare(self.stages, stage, self.pictures, self.log)
+            prepare(self.stages, stage, self.pictures, self.log, self.recipe.read_ahead)
         else:
             self.stages.load_state_dict(stage, state["networks"])
         groups = self.stages.trained(stage)
@@ -88,31 +90,42 @@ class Loop:
     def _stage(self, stage: str, settings: Mapping[str, Any]) -> None:
         recipe, steps = self.recipe, self.learning.steps_of(stage)
         optimiser, start = self._begin(stage)
+        if start:  # what a kill kept from being looked at after the state was saved
+            self.look(self.stages.tokenizer, stage, start)
         sums = StepSums()
         with closing(self._batches(stage, start, steps)) as batches:
             for step in range(start, steps):
                 self._step(stage, step, batches, optimiser, sums)
                 taken = step + 1
-                save = taken % recipe.save_every == 0 or taken == steps
+                save = taken == steps or recipe.saves(stage, taken)
                 report = save or taken % recipe.log_every == 0
                 if report:
                     self._report(stage, taken, sums)
                 if save:
-                    self.stages.share_used()
-                if self.ranks.first:
-                    self.look(self.stages.tokenizer, stage, taken)
-                if save and self.ranks.first:  # at last: what a kill interrupts is done again
-                    state = {
-                        "settings": settings,
-                        "stage": stage,
-                        "step": taken,
-                        "seconds": self.seconds,
-                        "networks": self.stages.state_dict(),
-                        "optimiser": optimiser.state_dict(),
-                    }
-                    training_state.save(recipe.folder, state)
+                    self._save(stage, taken, settings, optimiser)
+                self.look(self.stages.tokenizer, stage, taken)  # takes long, and may be killed
                 if report:
                     sums = StepSums()  # its clock starts now
+
+    def _save(
+        self,
+        stage: str,
+        step: int,
+        settings: Mapping[str, Any],
+        optimiser: torch.optim.Optimizer,
+    ) -> None:
+        self.stages.share_used()
+        if not self.ranks.first:
+            return
+        state = {
+            "settings": settings,
+            "stage": stage,
+            "step": step,
+            "seconds": self.seconds,
+            "networks": self.stages.state_dict(),
+            "optimiser": optimiser.state_dict(),
+        }
+        training_state.save(self.recipe.folder, state)
 
     def _step(
         self,

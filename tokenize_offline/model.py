@@ -5,10 +5,9 @@ which the quantiser turns into codes. The pixel decoder draws the picture from b
 semantic decoder predicts a frozen teacher's features from the semantic branch alone, which is what
 gives the shared index a meaning beyond colour and edges (paper section 2.1, TokenFlow).
 
-Any height and width that are multiples of 16 will do. The pixel branch is plain convolutions
-without normalisation over the image, so a cell's feature depends on its surroundings only. The
-semantic encoder is as plain in the small tokenizer; in the full size it is SigLIP2-NaFlex and sees
-the whole picture, and the semantic decoder is a small transformer.
+Any multiples of 16 will do. The pixel branch is plain convolutions without normalisation over the
+image, so a cell's feature depends on its surroundings only. So is the small tokenizer's semantic
+encoder; in full size it is SigLIP2-NaFlex, which sees all, with a small transformer for a decoder.
 """
 
 import dataclasses
@@ -61,10 +60,10 @@ class TokenizerSettings:
         if self.semantic_encoder != "siglip2" and self.siglip2 is not None:
             raise ValueError("siglip2 has sizes but no use: set semantic_encoder to siglip2")
         layers, heads = self.semantic_decoder_layers, self.semantic_decoder_heads
+        dim = self.teacher_dim
         if layers < 0:
             raise ValueError(f"semantic_decoder_layers is {layers}: use 0 or more")
-        if heads < 1 or (layers and self.teacher_dim % heads):
-            dim = self.teacher_dim
+        if heads < 1 or (layers and dim % heads):
             raise ValueError(
                 f"semantic_decoder_heads is {heads}: use a divisor of teacher_dim, {dim}"
             )
@@ -88,8 +87,8 @@ FULL_SIZE = TokenizerSettings(
 
 TokenFlow's pixel branch is VQGAN's: 128 channels times 1, 1, 2, 2, 4 at 1/1 to 1/16 of the image,
 two blocks at each. Three quarters of its operations are at 1/1 and 1/2, for a twenty-fifth of its
-29 million weights. Ours has as many weights (32 million in the encoder), all from 1/4 on, where its
-first layer sees 4 x 4 pixels at once; it has no normalisation over the image and no attention.
+29 million weights. Ours has as many (32 million in the encoder), all from 1/4 on, where its first
+layer sees 4 x 4 pixels at once; it has no normalisation over the image and no attention.
 """
 
 
@@ -144,10 +143,7 @@ class Tokenizer(nn.Module):
         """Pixels [B, 3, H, W] in [-1, 1] -> [B, semantic + pixel channels, H/16, W/16]."""
         height, width = pixels.shape[2:]
         if height % PATCH or width % PATCH:
-            raise ValueError(
-                f"an image of {height} x {width} pixels has no whole cells: "
-                f"both sides must be multiples of {PATCH}"
-            )
+            raise ValueError(f"{height} x {width} pixels: use multiples of {PATCH}, whole cells")
         return torch.cat([self.semantic_encoder(pixels), self.pixel_encoder(pixels)], dim=1)
 
     def draw(self, features: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ All files may be safetensors or PyTorch's.
 """
 
 import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, vgg16
 
 from infra.config import ConfigError
 from tokenize_offline.teacher import EfficientNetTeacher, load_teacher
+from tokenize_offline.weight_files import read_weights
 
 # ImageNet's means and deviations as torchvision gives them for [0, 1], here for [-1, 1]. LPIPS's
 # program has the same to three decimals: shift -.030, -.088, -.188, scale .458, .448, .450.
@@ -144,19 +142,15 @@ class _VggFeatures(nn.Module):
 
 
 class _EfficientNetFeatures(nn.Module):
-    """The outputs of `_STAGE_ENDS`; as the teacher computes them, but with gradients."""
+    """The outputs of `_STAGE_ENDS`, with gradients."""
 
     def __init__(self, teacher: EfficientNetTeacher) -> None:
         super().__init__()
-        self.stem, self.blocks = teacher.stem, teacher.blocks
+        self.teacher = teacher
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        features, x = [], F.relu6(self.stem(F.pad(pixels, (0, 1, 0, 1))))
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index in _STAGE_ENDS:
-                features.append(x)
-        return features
+        outputs = enumerate(self.teacher.outputs(pixels))
+        return [features for index, features in outputs if index in _STAGE_ENDS]
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -178,15 +172,11 @@ def _read_heads(path: str) -> dict[str, Tensor]:
 
 def _read(path: str) -> Mapping[str, Tensor]:
     try:
-        if path.endswith(".safetensors"):
-            return load_file(path)
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ConfigError(f"perceptual: {path} is no file of weights: {line}") from None
-    if not isinstance(stored, Mapping):
-        raise ConfigError(f"perceptual: {path} holds no weights by name: give a state dict")
-    return stored
+        return read_weights(path)
+    except ValueError as error:
+        raise ConfigError(
+            f"perceptual: {path} cannot be read, {error}: give the file as it is published"
+        ) from None
 
 
 def _download() -> Mapping[str, Tensor]:

@@ -23,7 +23,8 @@ from infra.pixels import DecodeError, Pixels
 from infra.schedules import Schedule, nearest
 from tokenize_offline.decoded_pictures import DecodedPictures, Names
 from tokenize_offline.oversampling import Oversample, weigh
-from tokenize_offline.picture_sources import open_documents, open_files
+from tokenize_offline.picture_sources import SUFFIXES, open_documents, open_files
+from tokenize_offline.weighted_draw import WeightedDraw
 
 _MOST_SMALL = 16  # pictures drawn for one crop until one is no smaller than it
 _MOST_FAILED = 1_000  # the same until one can be decoded
@@ -41,7 +42,7 @@ class Pictures(Sequence[Photograph]):
     """n pictures, decoded when they are asked for; safe under threads.
 
     As a sequence it gives `Photograph`s; a slice of it is a `Pictures`. A picture that cannot be
-    decoded raises DecodeError there, and is passed over by `draw` and `usable`.
+    decoded raises DecodeError there, and is passed over by `draw` and `decodable`.
     """
 
     def __init__(
@@ -53,8 +54,7 @@ class Pictures(Sequence[Photograph]):
         """Those of ``decoded`` with these numbers, [n], and how often to draw each, [n]."""
         self._decoded, self._numbers, self.weights = decoded, numbers, weights
         self.names: Sequence[str] = Names(decoded.names, numbers)
-        differ = len(weights) > 0 and bool(np.ptp(weights))
-        self._cumulative = np.cumsum(weights) if differ else None
+        self._draw = WeightedDraw(weights, decoded.groups[numbers])
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -73,6 +73,11 @@ class Pictures(Sequence[Photograph]):
     def __iter__(self) -> Iterator[Photograph]:
         return (self[index] for index in range(len(self)))
 
+    @property
+    def group_bytes(self) -> int:
+        """Of the encoded pictures in a row group of documents, on average; 0: there is none."""
+        return self._decoded.group_bytes
+
     @cached_property
     def identity(self) -> str:
         """Digest of names and weights, in order: what chance draws from."""
@@ -90,12 +95,34 @@ class Pictures(Sequence[Photograph]):
         """Those that ``kept``, [n], is true for."""
         return Pictures(self._decoded, self._numbers[kept], self.weights[kept])
 
-    def usable(self) -> "Pictures":
-        """Those that can be decoded, which each is for it; the log names the others."""
-        return self.where(np.array([self._can_be_decoded(i) for i in range(len(self))], bool))
+    def decodable(self) -> Iterator[Photograph]:
+        """Those that can be decoded, one after the other; the log names the others."""
+        for index in range(len(self)):
+            try:
+                photo = self[index]
+            except DecodeError:
+                continue
+            yield photo
 
-    def draw(self, rng: np.random.Generator, size: tuple[int, int] | None = None) -> Photograph:
-        """A picture, by the weights; a function of the generator's state alone.
+    def some(self, count: int, seed: int) -> "Pictures":
+        """``count`` of them, or all, in their order; by hashes of their names."""
+        places = np.array([schema.uniform(f"some {name}", seed) for name in self.names])
+        chosen = np.zeros(len(self), bool)
+        chosen[np.argsort(places, kind="stable")[:count]] = True
+        return self.where(chosen)
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        size: tuple[int, int] | None = None,
+        near: np.random.Generator | None = None,
+    ) -> Photograph:
+        """A picture, by the weights; a function of the generators' states alone.
+
+        Of documents a picture costs the reading of its row group. So ``near`` draws the row group,
+        by its weight, and ``rng`` the picture in it: calls with equal states of ``near`` share row
+        groups, and the picture is still drawn by the weights. Files count as one group. Without
+        ``near``, or documents, ``rng`` draws the picture among all.
 
         One that cannot be decoded is passed over for the next one drawn, so that the others keep
         their shares. So are, with ``size`` (height, width), pictures that would have to be enlarged
@@ -104,7 +131,7 @@ class Pictures(Sequence[Photograph]):
         """
         small: list[int] = []
         for _ in range(_MOST_FAILED + _MOST_SMALL):
-            index = self.draw_index(rng)
+            index = self.draw_index(rng, near)
             try:
                 if size is not None and self._enlargement(index, size) > 1:
                     small.append(index)
@@ -119,24 +146,12 @@ class Pictures(Sequence[Photograph]):
             "the folders and tables they come from"
         )
 
-    def draw_index(self, rng: np.random.Generator) -> int:
-        """The index of a picture, by the weights, in O(log n); whether it decodes is not asked."""
-        if self._cumulative is None:
-            # Not by the weights: the one call whose draws trainings without weights have always had
-            return int(rng.integers(len(self)))
-        place = rng.random() * self._cumulative[-1]
-        # The product may be rounded up to the sum of all weights, which lies behind the last.
-        return min(int(np.searchsorted(self._cumulative, place, side="right")), len(self) - 1)
+    def draw_index(self, rng: np.random.Generator, near: np.random.Generator | None = None) -> int:
+        """The index of a picture, as `draw` does; whether it can be decoded is not asked."""
+        return self._draw.index(rng, near)
 
     def _enlargement(self, index: int, size: tuple[int, int]) -> float:
         return self._decoded.enlargement(int(self._numbers[index]), size)
-
-    def _can_be_decoded(self, index: int) -> bool:
-        try:
-            self.rgb(index)
-        except DecodeError:
-            return False
-        return True
 
 
 def open_pictures(
@@ -154,13 +169,16 @@ def open_pictures(
     ``images``: see `picture_sources.open_files`; ``documents``: `picture_sources.open_documents`.
     ``short_side``: larger pictures are reduced to it. ``exclude``: patterns of file names to leave
     out. ``log`` is told, from any thread, of each picture that turns out not to be decodable.
-    ``cache_bytes``: how much of decoded pictures and encoded row groups is kept. Raises ConfigError
-    for a missing path or table, a mistake in ``oversample``, or when nothing is left.
+    ``cache_bytes``: how much of decoded pictures is kept, and as much of encoded row groups. Raises
+    ConfigError for a missing path or table, a mistake in ``oversample``, or when nothing is left.
     """
     sources = (open_files(images, exclude), open_documents(documents))
     decoded = DecodedPictures(sources, short_side, cache_bytes, log)
     if not len(decoded.names):
-        raise ConfigError(f"images: no picture in {', '.join(map(str, [*images, *documents]))}")
+        raise ConfigError(
+            f"no picture in {', '.join(map(str, [*images, *documents]))}: name folders of "
+            f"{', '.join(sorted(SUFFIXES))} files or tables of documents, and check exclude"
+        )
     weights = weigh(decoded.names, oversample)
     return Pictures(decoded, np.arange(len(weights)), weights)
 
@@ -178,15 +196,21 @@ def split(pictures: Pictures, pattern: str, share: float, seed: int) -> tuple[Pi
 
 
 def draw_crop(
-    pictures: Pictures, rng: np.random.Generator, schedule: Schedule, level: int
+    pictures: Pictures,
+    rng: np.random.Generator,
+    schedule: Schedule,
+    level: int,
+    near: np.random.Generator | None = None,
 ) -> Pixels:
     """A random crop of a picture drawn at random, as `random_crop` gives it, for ``level``.
+
+    ``near``: see `Pictures.draw`.
 
     Extraction enlarges nothing. So above level 256 a picture too small for the crop is taken only
     if none of 16 drawn is large enough. At level 256 few are too small, and those by little.
     """
     size = schedule.image_size(level)
-    return random_crop(pictures.draw(rng, size if level > 256 else None), size, rng)
+    return random_crop(pictures.draw(rng, size if level > 256 else None, near), size, rng)
 
 
 def random_crop(photo: Photograph, size: tuple[int, int], rng: np.random.Generator) -> Pixels:

@@ -1,6 +1,6 @@
 """Where training pictures lie encoded: image files, and the image segments of documents tables.
 
-A source knows the names and sizes of its pictures in Arrow and NumPy columns, some 60 bytes (image
+A source knows names and sizes of its pictures in Arrow and NumPy columns, some 60 bytes (image
 files: and the path) each, and reads any one of them. Files are not read when a source is opened,
 but for those of the same size, which may be the same; of documents all but the pictures is.
 """
@@ -36,11 +36,17 @@ class ImageFiles:
 
     names: pa.Array  # large_string [n]: file names
     paths: pa.Array  # large_binary [n]: a path need not be UTF-8
+    group_bytes: int = 0  # there are no row groups
 
     @property
     def sizes(self) -> NDArray[np.int32]:
         """Height and width of each, [n, 2]; 0: not known before it is decoded."""
         return np.zeros((len(self.names), 2), np.int32)
+
+    @property
+    def groups(self) -> NDArray[np.int32]:
+        """[n]: each file is read alone, so there is but one group to draw from."""
+        return np.zeros(len(self.names), np.int32)
 
     def read(self, number: int, cache: ByteCache) -> bytes:
         """The encoded picture; raises DecodeError for a file that cannot be read."""
@@ -103,18 +109,16 @@ class DocumentImages:
     positions: NDArray[np.int32]  # ... [n]: and its place among that row group's segments
     files: tuple[tuple[Storage, str], ...]
     first_groups: NDArray[np.int64]  # of each file, [files]
+    group_bytes: int  # of the encoded pictures in a row group, on average
 
     def read(self, number: int, cache: ByteCache) -> bytes:
         """The encoded picture.
 
-        Its row group is read, of 64 documents, and kept in ``cache``: in table order each is read
-        once, at random each picture costs one.
+        Its row group of 64 documents is read and kept in ``cache``: in table order each is read
+        once; at random each picture costs one, so draw several from each (`Pictures.draw`).
         """
         group = int(self.groups[number])
-        images = cache.get(("row group", group))
-        if images is None:
-            images = self._read_group(group, cache)
-            cache.put(("row group", group), images, images.nbytes)
+        images = cache.fetch(("row group", group), lambda: self._read_group(group, cache))
         return images[int(self.positions[number])].as_py()
 
     def place(self, number: int) -> str:
@@ -125,7 +129,7 @@ class DocumentImages:
     def _file(self, group: int) -> int:
         return int(np.searchsorted(self.first_groups, group, side="right")) - 1
 
-    def _read_group(self, group: int, cache: ByteCache) -> pa.Array:
+    def _read_group(self, group: int, cache: ByteCache) -> tuple[pa.Array, int]:
         file = self._file(group)
         storage, path = self.files[file]
         with storage.open(path) as stream:
@@ -137,7 +141,8 @@ class DocumentImages:
                 cache.put(("footer", file), parquet.metadata, size)
             row_group = group - int(self.first_groups[file])
             column = parquet.read_row_group(row_group, columns=[_SEGMENT + "image"])["segments"]
-        return pc.struct_field(pc.list_flatten(column), "image").combine_chunks()
+        images = pc.struct_field(pc.list_flatten(column), "image").combine_chunks()
+        return images, images.nbytes
 
 
 def open_documents(tables: Sequence[str]) -> DocumentImages:
@@ -173,6 +178,7 @@ def open_documents(tables: Sequence[str]) -> DocumentImages:
         pictures["position"].to_numpy()[kept].astype(np.int32),
         tuple(files),
         np.array(first_groups, np.int64),
+        sum(scan.image_bytes for scan in scans) // max(1, num_groups),
     )
 
 
@@ -195,6 +201,7 @@ class _Scan:
     pictures: pa.Table
     num_rows: int
     num_groups: int
+    image_bytes: int
 
 
 _EMPTY = pa.schema(
@@ -231,4 +238,10 @@ def _scan(file: tuple[Storage, str]) -> _Scan:
         }
     )
     shown = pc.equal(segments.field("kind"), "image")
-    return _Scan(pictures.filter(shown), metadata.num_rows, metadata.num_row_groups)
+    groups_of_file = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = (
+        group.column(place) for group in groups_of_file for place in range(group.num_columns)
+    )
+    images = (column for column in columns if column.path_in_schema == _SEGMENT + "image")
+    image_bytes = sum(column.total_uncompressed_size for column in images)
+    return _Scan(pictures.filter(shown), metadata.num_rows, metadata.num_row_groups, image_bytes)

@@ -21,7 +21,7 @@ from torch import Tensor, distributed, nn
 from infra.config import ConfigError
 
 _BUCKET_BYTES = 64 * 2**20  # gradients are exchanged in copies of this size
-_PATIENCE = timedelta(hours=2)  # the first rank evaluates and draws samples while others wait
+_PATIENCE = timedelta(hours=1)  # for the slowest: it opens tables, or writes the state, meanwhile
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,14 @@ class Ranks:
         distributed.all_gather(parts, values.contiguous())
         return torch.cat(parts)
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """``rows`` [n, d] of all ranks, of which each may have another number: [sum of n, d]."""
+        longest, missing = self.largest(len(rows)), rows.new_full((1,), torch.nan)
+        padded = torch.cat([rows, missing.expand(longest - len(rows), rows.shape[1])])
+        counts = self.gather(torch.tensor([len(rows)], device=self.device)).tolist()
+        parts = self.gather(padded).reshape(self.size, longest, rows.shape[1])
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Every gradient := its mean over the ranks, which all take the same losses."""
@@ -75,6 +83,33 @@ class Ranks:
                 exact = values.contiguous()
                 distributed.broadcast(exact, 0)
                 values.copy_(exact)
+
+    def largest(self, value: int) -> int:
+        """The largest of the ranks' numbers."""
+        return int(self.gather(torch.tensor([value], device=self.device)).max())
+
+    def from_first(self, value: int) -> int:
+        """The first rank's number."""
+        return int(self.gather(torch.tensor([value], device=self.device))[0])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A ConfigError that any rank raises in here, every rank raises: none waits for another.
+
+        Nothing in here may exchange anything.
+        """
+        problem = None
+        try:
+            yield
+        except ConfigError as error:
+            problem = str(error)
+        problems = [problem]
+        if self.size > 1:
+            problems = [None] * self.size
+            distributed.all_gather_object(problems, problem)
+        for told in problems:
+            if told is not None:
+                raise ConfigError(told)
 
     def agree(self, value: int) -> bool:
         """Whether all ranks hold the same number."""

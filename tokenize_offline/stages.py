@@ -29,7 +29,7 @@ from tokenize_offline.critic import Critic
 from tokenize_offline.draws import Batch
 from tokenize_offline.learning import Learning
 from tokenize_offline.model import Tokenizer, doubled
-from tokenize_offline.perceptual import load_perceptual
+from tokenize_offline.perceptual import PerceptualDistance
 from tokenize_offline.quantizer import exact_float32
 from tokenize_offline.ranks import Ranks
 from tokenize_offline.teacher import Teacher
@@ -50,6 +50,7 @@ class Stages:
         learning: Learning,
         teacher: Teacher,
         ranks: Ranks,
+        perceptual: PerceptualDistance | None = None,
     ) -> None:
         self.learning, self.ranks = learning, ranks
         self._take(tokenizer)
@@ -57,11 +58,7 @@ class Stages:
         num_codes = tokenizer.settings.num_codes
         self.used = torch.zeros(num_codes, dtype=torch.bool, device=ranks.device)
         self.counts = torch.zeros(MAX_SCALES, num_codes, dtype=torch.long, device=ranks.device)
-        self.perceptual = (
-            load_perceptual(learning.perceptual, ranks.device)
-            if learning.perceptual.weight
-            else None
-        )
+        self.perceptual = perceptual
         self.critic = Critic(learning, ranks) if learning.adversarial.weight else None
 
     def trained(self, stage: str) -> list[dict[str, Any]]:

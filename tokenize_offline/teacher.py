@@ -7,6 +7,8 @@ and Q. Le, "EfficientNet" (arXiv:1905.11946), without squeeze-and-excitation, wi
 normalisation folded into the convolutions.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -53,9 +55,15 @@ class EfficientNetTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
+        return deque(self.outputs(pixels), maxlen=1).pop()
+
+    def outputs(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Of all blocks, one after the other; here with gradients for the pixels."""
         # Trained on (byte - 127) / 128, which is our [-1, 1] within half a byte.
-        features: Tensor = self.blocks(F.relu6(_same(self.stem, pixels)))
-        return features
+        features = F.relu6(_same(self.stem, pixels))
+        for block in self.blocks:
+            features = block(features)
+            yield features
 
 
 class Siglip2Teacher(nn.Module):

@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -27,12 +28,14 @@ from tokenize_offline import checkpoint, frechet, siglip2, training_log, trainin
 from tokenize_offline.evaluation import Quality, evaluate
 from tokenize_offline.loop import Loop
 from tokenize_offline.model import Tokenizer
+from tokenize_offline.perceptual import PerceptualDistance, load_perceptual
 from tokenize_offline.photographs import Pictures, open_pictures, split
 from tokenize_offline.ranks import Ranks, join
 from tokenize_offline.sample_grid import write_sample_grid
 from tokenize_offline.stages import Log, Stages
 from tokenize_offline.teacher import EfficientNetTeacher, Teacher, load_teacher
 from tokenize_offline.training_recipe import TrainTokenizer
+from tokenize_offline.weight_files import content
 
 _SAMPLES = 6  # pictures on a sample grid
 _NAMED = 10_000  # training pictures in the record, at most
@@ -53,23 +56,30 @@ def train_tokenizer(recipe: TrainTokenizer, log: Callable[[str], None] = print) 
     torch.set_num_threads(recipe.learning.num_threads)
     with ExitStack() as stack:
         ranks = stack.enter_context(join(recipe.device))
-        if ranks.first:
-            stack.enter_context(training_state.held(recipe.folder))
+        with ranks.together():  # what is quick to find out before what takes long
+            teacher = load_teacher(recipe.teacher, ranks.device)
+            tokenizer = _new_tokenizer(recipe, teacher)
+            features = _features(recipe, teacher, ranks)
+            perceptual = _perceptual(recipe, ranks)
+            training, held_out = _pictures(recipe, ranks, log)
+            if ranks.first:
+                stack.enter_context(training_state.held(recipe.folder))
+        contents = {"teacher": content(teacher), "perceptual": content(perceptual)}
+        stages = Stages(tokenizer, recipe.learning, teacher, ranks, perceptual)
         say = log if ranks.first else _silent
-        training, held_out = _pictures(recipe, ranks, say)
-        teacher = load_teacher(recipe.teacher, ranks.device)
-        features = _features(recipe, teacher, ranks)
-        stages = Stages(_new_tokenizer(recipe, teacher), recipe.learning, teacher, ranks)
-        measure = partial(_measure, recipe, held_out, teacher, features, say)
-        look = partial(_look, recipe, held_out, measure)
+        say(f"{len(training)} photographs to train on, {len(held_out)} held out to measure on")
+        measure = partial(_measure, recipe, held_out, stages, features, say)
+        look = partial(_look, recipe, held_out, ranks, measure)
         loop = Loop(recipe, stages, training, look, say)
-        tokenizer = loop.train(recipe.identity(training))
-        if not ranks.first:
-            return []
-        checkpoint.save(tokenizer, recipe.output)
-        # What was written is measured, with its float16 weights.
-        stored = checkpoint.load(recipe.output, ranks.device)
-        qualities = measure(stored, by_scale=True)
+        tokenizer = loop.train(recipe.identity(training, contents))
+        if ranks.first:
+            checkpoint.save(tokenizer, recipe.output)
+            tokenizer = checkpoint.load(recipe.output, ranks.device)
+        # What was written is measured, with its 16-bit weights. That ends what ranks do together.
+        ranks.copy_from_first(tokenizer)
+        qualities = measure(tokenizer, recipe.levels, by_scale=True)
+    if not ranks.first:
+        return []
     record = {
         "recipe": config.as_dict(recipe),
         "num_trained_on": len(training),
@@ -83,25 +93,40 @@ def train_tokenizer(recipe: TrainTokenizer, log: Callable[[str], None] = print) 
     return qualities
 
 
-def _pictures(recipe: TrainTokenizer, ranks: Ranks, say: Log) -> tuple[Pictures, Pictures]:
-    """Those to train on, and those of the others that the first rank measures the quality on."""
+def _pictures(recipe: TrainTokenizer, ranks: Ranks, log: Log) -> tuple[Pictures, Pictures]:
+    """Those to train on, and those of the others that the quality is measured on."""
     pictures = open_pictures(
         recipe.images,
         recipe.documents,
         short_side=recipe.short_side,
         exclude=recipe.exclude,
         oversample=recipe.oversample,
-        log=say,
+        log=log if ranks.first else lambda line: log(f"rank {ranks.rank}: {line}"),
+        cache_bytes=recipe.cache_mib * 2**20,
     )
     training, held_out = split(
         pictures, recipe.held_out, recipe.held_out_share, recipe.learning.seed
     )
     if not len(training):
         raise ConfigError("held_out_share leaves no photograph to train on: lower it")
-    say(f"{len(training)} photographs to train on, {len(held_out)} held out")
-    stride = -(-len(held_out) // recipe.measured_at_most)
-    measured = held_out[:: max(1, stride)]
-    return training, measured.usable() if ranks.first else measured
+    needed = pictures.group_bytes * recipe.learning.pictures_at(256) // 2**20
+    needed *= recipe.learning.gradient_accumulation
+    if needed > recipe.cache_mib and ranks.first:
+        log(
+            f"cache_mib is {recipe.cache_mib}, less than the row groups of a step, {needed:,} MiB: "
+            "every picture will cost the reading of one; set it to that or more"
+        )
+    measured = held_out.some(recipe.measured_at_most, recipe.learning.seed)
+    if not recipe.held_out_share:
+        if ranks.first:
+            log("held_out_share is 0: no quality is measured and no sample pictures are drawn")
+    elif next(measured.decodable(), None) is None:
+        raise ConfigError(
+            f"held_out {recipe.held_out!r} and held_out_share {recipe.held_out_share} hold out "
+            f"{len(held_out)} of {len(pictures)} photographs, none of which can be measured on: "
+            "raise held_out_share, or set it to 0 to train without measuring"
+        )
+    return training, measured
 
 
 def _new_tokenizer(recipe: TrainTokenizer, teacher: Teacher) -> Tokenizer:
@@ -128,41 +153,62 @@ def _features(
     return frechet.efficientnet_features(teacher)
 
 
+def _perceptual(recipe: TrainTokenizer, ranks: Ranks) -> PerceptualDistance | None:
+    settings = recipe.learning.perceptual
+    return load_perceptual(settings, ranks.device) if settings.weight else None
+
+
 def _look(
     recipe: TrainTokenizer,
     photographs: Pictures,
-    measure: Callable[[Tokenizer], list[Quality]],
+    ranks: Ranks,
+    measure: Callable[[Tokenizer, Sequence[int]], list[Quality]],
     tokenizer: Tokenizer,
     stage: str,
     step: int,
 ) -> None:
-    """Sample pictures and quality, when it is time."""
-    if stage == "branches" or not photographs:  # before the joint stage there are no codes
-        return
-    if recipe.sample_every and step % recipe.sample_every == 0:
+    """Sample pictures and quality, when it is time and as far as they are not there yet."""
+    if recipe.samples(stage, step) and photographs and ranks.first:
         path = recipe.folder / "samples" / f"{stage}-{step:07d}.png"
-        path.parent.mkdir(exist_ok=True)
-        write_sample_grid(tokenizer, photographs[:_SAMPLES], 256, path)
-    if recipe.evaluate_every and step % recipe.evaluate_every == 0:
-        for quality in measure(tokenizer):
-            entry = {"stage": stage, "step": step, "quality": dataclasses.asdict(quality)}
-            training_log.append(recipe.log_path, entry)
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            beside = path.with_name(f".{path.name}.writing")
+            shown = list(islice(photographs.decodable(), _SAMPLES))
+            write_sample_grid(tokenizer, shown, 256, beside)
+            beside.replace(path)
+    if recipe.measures(stage, step) and photographs:
+        known = training_log.measured_levels(recipe.log_path, stage, step) if ranks.first else set()
+        missing = [level for level in recipe.levels if level not in known]
+        # All ranks do what the first one's log misses; levels are powers of 2, their sum says all.
+        asked = ranks.from_first(sum(missing))
+        for level in recipe.levels:
+            for quality in measure(tokenizer, [level]) if asked & level else ():
+                entry = {"stage": stage, "step": step, "quality": dataclasses.asdict(quality)}
+                if ranks.first:
+                    training_log.append(recipe.log_path, entry)
 
 
 def _measure(
     recipe: TrainTokenizer,
     photographs: Pictures,
-    teacher: Teacher,
+    stages: Stages,
     features: frechet.PictureFeatures | None,
     say: Log,
     tokenizer: Tokenizer,
+    levels: Sequence[int],
     by_scale: bool = False,
 ) -> list[Quality]:
-    qualities = []
-    for level in recipe.levels if photographs else ():
-        q = evaluate(tokenizer, photographs, level, teacher, features, by_scale=by_scale)
+    """The quality at each level; every rank measures its share of the photographs."""
+    qualities, ranks = [], stages.ranks
+    for level in levels if photographs else ():
+        share = photographs[ranks.rank :: ranks.size].decodable()
+        q = evaluate(
+            tokenizer, share, level, stages.teacher, features, by_scale=by_scale, ranks=ranks
+        )
         qualities.append(q)
         distance = f", Fréchet {q.frechet_distance:.2f}" if q.frechet_distance is not None else ""
+        if features is not None and q.frechet_distance is None:
+            distance = f", no Fréchet distance of as few as {q.num_photographs} photographs"
         say(
             f"level {q.level}: {q.psnr_db:.2f} dB, SSIM {q.ssim:.3f}{distance} (thumbnails "
             f"{q.thumbnail16_db:.2f}, {q.thumbnail32_db:.2f} dB), {q.usage_all:.0%} of codes used"
@@ -171,4 +217,4 @@ def _measure(
 
 
 def _silent(line: str) -> None:
-    """The other ranks say nothing."""
+    """The other ranks say nothing, but for pictures that only they have seen."""

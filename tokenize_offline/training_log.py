@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infra.config import ConfigError
+
 
 class StepSums:
     """Sums over the steps since the last line, kept on the device: no step waits for a number."""
@@ -56,17 +58,37 @@ def append(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def keep_until(path: Path, stages: Sequence[str], stage: str, step: int) -> None:
-    """Drop what a resumed run writes again: lines after ``step`` of ``stage``, and a torn one."""
+    """Drop what a resumed run writes again: lines after ``step`` of ``stage``, and a torn one.
+
+    Raises ConfigError for a line that is none of this log's.
+    """
     if not path.exists():
         return
-    done = (stages.index(stage), step)
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
+    done, kept = (stages.index(stage), step), []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
             continue
-        entry = json.loads(line)
-        if (stages.index(entry["stage"]), entry["step"]) <= done:
+        try:
+            entry = json.loads(line)
+            place = stages.index(entry["stage"]), int(entry["step"])
+        except (ValueError, TypeError, LookupError):
+            raise ConfigError(
+                f"line {number} of {path} is none of a training's log: remove the line, or the file"
+            ) from None
+        if place <= done:
             kept.append(line)
     beside = path.with_name(f".{path.name}.writing")
-    beside.write_text("".join(kept), encoding="utf-8")
+    beside.write_bytes(b"".join(kept))
     os.replace(beside, path)
+
+
+def measured_levels(path: Path, stage: str, step: int) -> set[int]:
+    """The levels whose quality after ``step`` of ``stage`` the log has."""
+    if not path.exists():
+        return set()
+    entries = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {
+        entry["quality"]["level"]
+        for entry in entries
+        if "quality" in entry and (entry["stage"], entry["step"]) == (stage, step)
+    }

@@ -16,14 +16,26 @@ from typing import Any
 import torch
 
 from infra.config import ConfigError
+from tokenize_offline.weight_files import read_torch
 
 NAME = "state.pt"
+_FIELDS = {"settings", "stage", "step", "seconds", "networks", "optimiser"}
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep ``folder`` for this training alone. Raises ConfigError if another one has it."""
-    with (folder / ".lock").open("w") as file:
+    """Make ``folder`` and keep it for this training alone.
+
+    Raises ConfigError if another one has it, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"output: {folder} cannot be written ({error.strerror}): choose another folder"
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -37,7 +49,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
-    """Replace the state in ``folder``."""
+    """Replace the state in ``folder``; it has the keys of `_FIELDS`."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{NAME}.writing"  # one name: the next save overwrites what a kill left
     with beside.open("wb") as file:
@@ -50,12 +62,21 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
 def load(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state in ``folder``, on the CPU, or None if there is none.
 
-    Raises ConfigError, naming the first difference, if it was made with other ``settings``.
+    Raises ConfigError, naming the first difference, if it was made with other ``settings``, and for
+    a file that is damaged or no state.
     """
     path = folder / NAME
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = read_torch(path)
+        if not isinstance(state, dict) or not state.keys() >= _FIELDS:
+            raise ValueError("it is no state of a training")
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"{path} cannot be gone on from, {error}: put back a copy of it, or remove the folder "
+            "to start anew"
+        ) from None
     stored, ours = _flat(state["settings"]), _flat(settings)
     for name in {**ours, **stored}:
         if stored.get(name) != ours.get(name):

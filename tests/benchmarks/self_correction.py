@@ -46,7 +46,7 @@ def main(path: str, folder: str, level: int | str = 256, *exclude: str) -> None:
     torch.set_num_threads(1)
     level = int(level)
     tokenizer = checkpoint.load(path)
-    photographs = open_pictures([folder], short_side=SHORT_SIDE, exclude=exclude).usable()
+    photographs = list(open_pictures([folder], short_side=SHORT_SIDE, exclude=exclude).decodable())
     pictures: list[Picture] = []
     for photo in photographs:
         schedule, rgb = whole(photo, level)

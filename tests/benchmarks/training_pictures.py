@@ -4,7 +4,8 @@
 
 Draws random crops at level 256 from the photographs in FOLDER (and from a table of documents made
 of them) with threads that run ahead, against the bare work that each needs: read, decode, resize.
-The kinds take turns. Pictures per second of wall time, and per CPU second of this process, which
+The kinds take turns. The table is read with room for a few of its row groups, as one is that is
+much larger than memory. Pictures per second of wall time, and per CPU second of this process, which
 other work on the machine changes little. Before that: what an index of a million pictures takes.
 """
 
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import count as count_from
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -22,6 +24,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from torch import Tensor
 
 from infra import pixels, runs
@@ -31,12 +34,15 @@ from infra.schema import DOCUMENTS, doc_id, sample_id
 from infra.storage import Storage
 from tokenize_offline.batches import ahead
 from tokenize_offline.decoded_pictures import DecodedPictures
+from tokenize_offline.draws import StepDraws
+from tokenize_offline.learning import Learning
 from tokenize_offline.photographs import Pictures, draw_crop, open_pictures, to_unit
 from tokenize_offline.picture_sources import DocumentImages
 
 BATCH = 4
 SHORT_SIDE = 1_600
-DOCUMENTS_IN_TABLE = 512
+FEW_ROW_GROUPS = 6 * 9 * 2**20  # bytes: the four of a batch, of some 9 MiB, and two more
+DOCUMENTS_IN_TABLE = 2_048
 
 
 def main() -> None:
@@ -45,6 +51,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    count_row_groups()
     million()  # first: later its memory would come out of what the others have freed
     files = sorted(p for p in arguments.folder.rglob("*") if p.suffix in (".jpg", ".png"))
     with tempfile.TemporaryDirectory() as folder:
@@ -53,26 +60,41 @@ def main() -> None:
             "bare: read, decode, resize": lambda count: bare(files, count)
         }
         for workers in (0, 1, 2):
-            for name, sources, cache in (
-                ("files, decoded each time", {"images": files}, 0),
-                ("files, all in memory", {"images": files}, 2**33),
-                ("documents, row groups of 64", {"documents": [table]}, 0),
+            for name, sources, cache, near in (
+                ("files, decoded each time", {"images": files}, 0, False),
+                ("files, all in memory", {"images": files}, 2**33, False),
+                ("documents, drawn among all", {"documents": [table]}, FEW_ROW_GROUPS, False),
+                ("documents, 16 steps near", {"documents": [table]}, FEW_ROW_GROUPS, True),
             ):
                 pictures = open_pictures(**sources, short_side=SHORT_SIDE, cache_bytes=cache)
-                if cache:
-                    pictures.usable()
-                kinds[f"{name}, {workers} threads"] = drawing(pictures, workers)
-        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
+                if "images" in sources and cache:
+                    for _ in pictures.decodable():
+                        pass
+                kinds[f"{name}, {workers} threads"] = drawing(pictures, workers, near)
+        rates: dict[str, list[tuple[float, float, float]]] = {name: [] for name in kinds}
         for _ in range(arguments.rounds):
             for name, make in kinds.items():
-                wall, cpu = time.perf_counter(), time.process_time()
+                wall, cpu, read = time.perf_counter(), time.process_time(), len(READ)
                 count = sum(make(arguments.pictures))
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-                rates[name].append((count / wall, count / cpu))
-    print(f"{'':42}   per s   per CPU s   (medians of {arguments.rounds})")
+                rates[name].append((count / wall, count / cpu, (len(READ) - read) / count))
+    print(f"{'':42} per s   per CPU s   row groups per picture   (medians of {arguments.rounds})")
     for name, measured in rates.items():
-        per_s, per_cpu_s = np.median(np.array(measured), axis=0)
-        print(f"{name:42} {per_s:7.1f}   {per_cpu_s:9.1f}")
+        per_s, per_cpu_s, read = np.median(np.array(measured), axis=0)
+        print(f"{name:42} {per_s:5.1f}   {per_cpu_s:9.1f}   {read:22.2f}")
+
+
+READ: list[int] = []  # row groups
+
+
+def count_row_groups() -> None:
+    original = pq.ParquetFile.read_row_group
+
+    def counted(self: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+        READ.append(group)
+        return original(self, group, columns=columns)
+
+    pq.ParquetFile.read_row_group = counted
 
 
 def bare(files: list[Path], count: int) -> Iterator[int]:
@@ -83,14 +105,18 @@ def bare(files: list[Path], count: int) -> Iterator[int]:
         yield 1
 
 
-def drawing(pictures: Pictures, workers: int) -> Callable[[int], Iterator[int]]:
+def drawing(pictures: Pictures, workers: int, near: bool) -> Callable[[int], Iterator[int]]:
     def make(number: int) -> Tensor:
-        rng = np.random.default_rng(number)
+        rng, draws = np.random.default_rng(number), StepDraws(Learning(), "joint", number)
         schedule = SCHEDULES[int(rng.integers(len(SCHEDULES)))]
-        return to_unit([draw_crop(pictures, rng, schedule, 256) for _ in range(BATCH)])
+        places = [draws.near(n) if near else None for n in range(BATCH)]
+        return to_unit([draw_crop(pictures, rng, schedule, 256, place) for place in places])
+
+    rounds = count_from(0)
 
     def batches(count: int) -> Iterator[int]:
-        with closing(ahead(make, 0, count // BATCH, workers)) as made:
+        first = next(rounds) * (count // BATCH)  # a round goes on where the last one ended
+        with closing(ahead(make, first, first + count // BATCH, workers)) as made:
             for batch in made:
                 yield len(batch)
 
@@ -125,7 +151,7 @@ def million() -> None:
     names = pa.array([f"{number:032x}" for number in range(count)], pa.large_string())
     sizes = np.full((count, 2), 512, np.int32)
     places = np.arange(count, dtype=np.int32)
-    source = DocumentImages(names, sizes, places // 64, places, (), np.zeros(1, np.int64))
+    source = DocumentImages(names, sizes, places // 64, places, (), np.zeros(1, np.int64), 0)
     index = names.nbytes + sizes.nbytes + source.groups.nbytes + places.nbytes
     decoded = DecodedPictures([source], SHORT_SIDE, 0, print)
     pictures = Pictures(decoded, np.arange(count), np.where(places % 10, 1.0, 3.0))

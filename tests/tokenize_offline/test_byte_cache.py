@@ -1,7 +1,10 @@
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,3 +48,34 @@ def test_many_threads_neither_break_it_nor_its_count() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(use, range(8)))
     assert cache.num_bytes == sum(key for key in range(40) if cache.get(key) is not None) <= 500
+
+
+def test_of_threads_that_want_the_same_one_makes_it() -> None:
+    cache, start, made = ByteCache(100), Barrier(8), list[int]()
+
+    def make(key: int) -> tuple[int, int]:
+        made.append(key)
+        time.sleep(0.02)
+        return 10 * key, 1
+
+    def use(_: int) -> list[int]:
+        start.wait()
+        return [cache.fetch(key, lambda key=key: make(key)) for key in (1, 2, 3)]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(use, range(8))) == [[10, 20, 30]] * 8
+    assert made == [1, 2, 3]
+
+
+def test_what_cannot_be_made_is_tried_again() -> None:
+    cache = ByteCache(100)
+
+    def fail() -> tuple[int, int]:
+        raise OSError("not there")
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="not there"):
+            cache.fetch("key", fail)
+    assert cache.fetch("key", lambda: (7, 1)) == 7
+    assert cache.fetch("large", lambda: (8, 1_000)) == 8  # made each time
+    assert cache.get("large") is None

@@ -171,3 +171,14 @@ def test_settings_of_older_checkpoints_still_stand() -> None:
         shapes = {n: v.shape for n, v in Tokenizer(settings).state_dict().items()}
     stored = {n: v.shape for n, v in load_file(checkpoint.carried()).items()}
     assert shapes == stored
+
+
+def test_a_save_that_fails_leaves_the_pair_as_it_was(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    before = checkpoint.identity(path)
+    (tmp_path / ".small.json.partial").mkdir()  # the settings cannot be written
+    other = Tokenizer(dataclasses.replace(SMALL, num_codes=64))
+    with pytest.raises(IsADirectoryError):
+        checkpoint.save(other, path)
+    assert checkpoint.identity(path) == before
+    checkpoint.load(path)

@@ -73,3 +73,22 @@ def test_scale_dropout_keeps_the_first_and_drops_half_of_the_others(pictures: Pi
     assert 15 < len(dropped) < 45
     assert all(keep[0] and len(keep) == 12 for keep in dropped)
     assert np.mean([keep[1:] for keep in dropped]) == pytest.approx(0.5, abs=0.12)
+
+
+def test_a_number_stays_near_for_16_steps_and_numbers_move_in_turn() -> None:
+    def place(step: int, number: int, stage: str = "joint", seed: int = 0) -> float:
+        return StepDraws(Learning(seed=seed), stage, step).near(number).random()
+
+    for number in (0, 5, 40):
+        places = [place(step, number) for step in range(64)]
+        changes = [s for s in range(1, 64) if places[s] != places[s - 1]]
+        assert changes == [s for s in range(1, 64) if (s + number) % 16 == 0]
+    assert len({place(3, number) for number in range(64)}) == 64
+    assert len({place(3, 3), place(3, 3, "decoders"), place(3, 3, seed=1)}) == 3
+
+
+def test_halves_are_of_other_pictures_where_a_pass_takes_one_at_least() -> None:
+    """Why the number of pictures at every level belongs to what a training is."""
+    for size, halves, whole in ((8, 2, 1), (64, 4, 4)):
+        assert 2 * Learning(batch_size=size // 2).pictures_at(1024) == halves
+        assert Learning(batch_size=size).pictures_at(1024) == whole

@@ -15,6 +15,7 @@ from tokenize_offline.frechet import (
     load_inception,
 )
 from tokenize_offline.photographs import Photograph, to_unit
+from tokenize_offline.ranks import Ranks
 from tokenize_offline.teacher import EfficientNetTeacher
 
 
@@ -112,3 +113,33 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "no.pt").write_text("no network")
     with pytest.raises(ConfigError, match=r"no\.pt is no TorchScript file"):
         load_inception(tmp_path / "no.pt")
+
+
+def test_pictures_one_at_a_time_make_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, products = mixed(4, 40, 6).double() + 1e5, []
+    original = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: products.append(a) or original(a, b)
+    )
+    addmm = torch.Tensor.addmm_
+    monkeypatch.setattr(
+        torch.Tensor, "addmm_", lambda s, a, b: products.append(a) or addmm(s, a, b)
+    )
+    one = fitted(features, 1)
+    assert not products
+    whole = fitted(features, 40)
+    assert products
+    torch.testing.assert_close(one.mean, whole.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(one.covariance, whole.covariance, rtol=1e-9, atol=1e-9)
+
+
+def test_no_features_change_nothing() -> None:
+    gaussian = fitted(mixed(1, 9, 3))
+    mean, covariance = gaussian.mean.clone(), gaussian.covariance
+    gaussian.add(torch.zeros(0, 3))
+    assert gaussian.count == 9
+    assert torch.equal(gaussian.mean, mean)
+    assert torch.equal(gaussian.covariance, covariance)
+    one = gaussian.of_all(Ranks(0, 1, torch.device("cpu")))
+    torch.testing.assert_close(one.mean, mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one.covariance, covariance)

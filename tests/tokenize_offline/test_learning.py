@@ -29,3 +29,15 @@ def test_steps_of_the_stages() -> None:
 def test_options_mistakes_name_their_section() -> None:
     with pytest.raises(ConfigError, match=r"learning.*adversarial"):
         build(Learning, {"adversarial": {"weight": -1.0}}, "learning")
+
+
+@pytest.mark.parametrize("name", ["batch_size", "gradient_accumulation"])
+def test_a_mistyped_size_is_refused_and_not_tried(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"learning.{name} is 1000000000: use 4096 or less"):
+        build(Learning, {name: 10**9})
+
+
+def test_shares_of_the_levels_are_the_whole() -> None:
+    learning = Learning(level_512_share=0.3, level_1024_share=0.1)
+    shares = [learning.share_of(level) for level in (256, 512, 1024)]
+    assert shares == pytest.approx([0.6, 0.3, 0.1])

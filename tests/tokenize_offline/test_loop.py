@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from infra.config import ConfigError, build
+from tokenize_offline import training
 from tokenize_offline.learning import Learning
 from tokenize_offline.loop import Loop, learning_rate
 from tokenize_offline.training import train_tokenizer
@@ -45,6 +46,51 @@ for kill in (*kills, ""):
     if kill:  # what a kill in the middle of writing leaves
         open(os.path.join(os.path.dirname(log), ".state.pt.writing"), "wb").write(b"PK torn")
         open(log, "a").write('{"stage": "joi')
+"""
+
+# With the variables that torchrun sets, so that torch is imported once: two processes train the
+# recipe argv[1]; two others the recipe argv[2] and are killed, both at once, after the state of
+# joint step 3 is saved, two again go on. At last two find the folder of argv[2] taken.
+TWO_KILLED_AND_RESUMED = """
+import os, signal, socket, sys
+from tokenize_offline import training, training_state
+from infra.config import ConfigError
+save = training_state.save
+
+def save_and_kill(folder, state):
+    save(folder, state)
+    if (state["stage"], state["step"]) == ("joint", 3):
+        os.killpg(0, signal.SIGKILL)
+
+def both(recipe, kill=False):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = []
+    for rank in (0, 1):
+        process = os.fork()
+        if not process:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            if kill:
+                training_state.save = save_and_kill
+            try:
+                training.main(recipe)
+            except ConfigError as error:
+                os.write(1, f"told {rank} {error}\\n".encode())  # whole, beside the other's
+            sys.stdout.flush()
+            os._exit(0)
+        processes.append(process)
+        os.setpgid(process, processes[0])
+    ends = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    print("ends", *ends, flush=True)
+
+whole, killed = sys.argv[1:]
+both(whole)
+both(killed, kill=True)
+both(killed)
+with training_state.held(__import__("pathlib").Path(killed).parent / "tokenizer.training"):
+    both(killed)
 """
 
 # Runs the recipe argv[1]; every process keeps its gradients and the weights it ends with.
@@ -133,6 +179,69 @@ def test_killed_in_every_stage_and_resumed_gives_the_same_bits(
         assert entries == [(s, i + 1) for s, n in counts.items() for i in range(n)]
 
 
+def test_two_processes_killed_between_restarts_of_codes_go_on_with_the_same_bits(
+    tiny_training: Tree, tmp_path: Path
+) -> None:
+    """The state is the first rank's: it must know what codes the other has used until then."""
+    tree = tiny_training | {"save_every": 3, "held_out": "chelsea*", "held_out_share": 0.99}
+    tree["tokenizer"] = tree["tokenizer"] | {"num_codes": 512}
+    options: Tree = {"restart_every": 4, "batch_size": 1, "adversarial": ADVERSARIAL}
+    options |= {"branch_steps": 2, "decoder_steps": 2}
+    recipes = [write_recipe(tree, tmp_path / name, **options) for name in ("whole", "killed")]
+    lines = run(TWO_KILLED_AND_RESUMED, *map(str, recipes)).splitlines()
+    ends = [line for line in lines if line.startswith("ends")]
+    assert ends == ["ends 0 0", "ends -9 -9", "ends 0 0", "ends 0 0"]
+    restarted = [line for line in lines if "restarted" in line]
+    assert len(restarted) == 2
+    assert restarted[0] == restarted[1] != "  restarted 0 of 512 codes"
+    whole, again = (weights(recipe.parent) for recipe in recipes)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    logs = [[entry["losses"] for entry in log_of(recipe.parent)] for recipe in recipes]
+    assert logs[0] == logs[1]
+    records = [(recipe.parent / "tokenizer.training.json").read_text() for recipe in recipes]
+    first, second = (json.loads(record)["quality"] for record in records)
+    assert first == second
+    assert [quality["num_photographs"] for quality in first] == [1, 1]  # the other rank had none
+    told = sorted(line for line in lines if line.startswith("told"))
+    assert [line.split(" writes to ")[0] for line in told] == [
+        f"told {rank} another training" for rank in (0, 1)
+    ]
+
+
+def test_killed_while_measuring_loses_no_step_and_measures_the_rest(
+    tiny_training: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tiny_training | {"held_out": "chelsea*", "held_out_share": 0.99, "save_every": 100}
+    tree |= {"evaluate_every": 3, "sample_every": 3}
+    train(tree, tmp_path / "whole")
+    original, measured = training.evaluate, list[int]()
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        measured.append(args[2])
+        if measured == [256, 512]:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(training, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tree, tmp_path / "killed")
+    state = torch.load(tmp_path / "killed/tokenizer.training/state.pt", weights_only=True)
+    assert (state["stage"], state["step"]) == ("joint", 3)
+    grid = tmp_path / "killed/tokenizer.training/samples/joint-0000003.png"
+    drawn = grid.stat().st_mtime_ns
+    train(tree, tmp_path / "killed")
+    assert measured[:3] == [256, 512, 512]  # and not 256 again
+    assert grid.stat().st_mtime_ns == drawn
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    whole, again = map(weights, folders)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    first, second = (
+        [entry["quality"] for entry in log_of(folder) if "quality" in entry] for folder in folders
+    )
+    assert first == second
+    assert [quality["level"] for quality in first] == [256, 512] * 3
+
+
 def test_two_processes_are_one_with_the_same_pictures(
     tiny_training: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +307,7 @@ def test_a_finished_training_is_only_measured_again(tiny_training: Tree, tmp_pat
     ("changes", "message"),
     [
         ({"seed": 1}, "has learning.seed 0, this recipe 1"),
-        ({"batch_size": 3}, "has learning.pictures_per_step 2, this recipe 3"),
+        ({"batch_size": 3}, "has learning.pictures_per_step.level_256 2, this recipe 3"),
     ],
 )
 def test_another_recipe_does_not_go_on(

@@ -51,7 +51,7 @@ def test_any_size_in_whole_cells(settings: TokenizerSettings, size: tuple[int, i
 
 
 def test_a_size_in_broken_cells_is_refused() -> None:
-    with pytest.raises(ValueError, match="250 x 256 pixels has no whole cells"):
+    with pytest.raises(ValueError, match="250 x 256 pixels: use multiples of 16"):
         Tokenizer(SMALL).features(torch.zeros(1, 3, 250, 256))
 
 

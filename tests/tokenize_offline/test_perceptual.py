@@ -219,17 +219,29 @@ def test_wrong_files_are_told_in_a_line(vgg_files: tuple[Path, Path], tmp_path: 
     weights, heads = map(str, vgg_files)
     (tmp_path / "text.pth").write_text("no weights")
     torch.save(torch.zeros(2), tmp_path / "tensor.pth")
+    torch.save({"a": torch.zeros(99)}, tmp_path / "torn.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "torn.pth").write_bytes((tmp_path / "torn.pth").read_bytes()[:60])
+    (tmp_path / "junk.pth").write_bytes(b"\x80\x02.")  # a pickle of nothing: no traceback, either
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     for files, message in (
         ((str(tmp_path / "none.pth"), heads), r"perceptual\.weights .*none\.pth does not exist"),
         ((weights, str(tmp_path / "none.pth")), r"perceptual\.heads .*none\.pth does not exist"),
         ((heads, heads), r"no VGG-16 of torchvision: see `features\.0\.weight`"),
         ((weights, weights), r"no v0\.1 vgg\.pth of LPIPS: see `lin0\.model\.1\.weight`"),
-        ((weights, str(tmp_path / "text.pth")), r"text\.pth is no file of weights"),
-        ((weights, str(tmp_path / "tensor.pth")), r"tensor\.pth holds no weights by name"),
+        (
+            (weights, str(tmp_path / "text.pth")),
+            r"text\.pth cannot be read, it is no file of PyTorch's",
+        ),
+        ((weights, str(tmp_path / "torn.pth")), r"torn\.pth cannot be read, it is damaged"),
+        ((str(tmp_path / "junk.pth"), heads), r"junk\.pth cannot be read, it is no file of"),
+        (
+            (weights, str(tmp_path / "tensor.pth")),
+            r"tensor\.pth cannot be read, it holds no weights by",
+        ),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError, match=message) as caught:
             load_perceptual(PerceptualSettings(weights=files[0], heads=files[1]))
+        assert "\n" not in str(caught.value)
     other = str(tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match="no EfficientNet-Lite0"):
         load_perceptual(PerceptualSettings(network="efficientnet_lite0", weights=other))

@@ -94,7 +94,7 @@ def test_pictures_that_cannot_be_decoded_are_passed_over_and_logged_once(tmp_pat
             pictures[0]
         rng = np.random.default_rng(0)
         assert {pictures.draw(rng).name for _ in range(100)} == {"001.png", "004.png"}
-        assert list(pictures.usable().names) == ["001.png", "004.png"]
+        assert [photo.name for photo in pictures.decodable()] == ["001.png", "004.png"]
     assert len(lines) == 3
     assert f"{tmp_path}/000.png is left out, truncated: " in lines[0]
     assert any("/002.png is left out, unreadable: No such file" in line for line in lines)
@@ -104,7 +104,7 @@ def test_when_none_can_be_decoded_the_draw_says_so(tmp_path: Path) -> None:
     pictures = open_noise(tmp_path, [(9, 9)] * 3, broken=[0, 1, 2])
     with pytest.raises(ConfigError, match="1,000 pictures drawn in a row cannot be decoded"):
         pictures.draw(np.random.default_rng(0))
-    assert len(pictures.usable()) == 0
+    assert list(pictures.decodable()) == []
 
 
 def test_many_failures_are_counted_in_the_log_and_not_all_named(tmp_path: Path) -> None:
@@ -113,7 +113,8 @@ def test_many_failures_are_counted_in_the_log_and_not_all_named(tmp_path: Path) 
             b"\x89PNG" + bytes([number % 256, number // 256])
         )
     lines: list[str] = []
-    assert len(open_pictures([tmp_path], short_side=99, log=lines.append).usable()) == 0
+    pictures = open_pictures([tmp_path], short_side=99, log=lines.append)
+    assert list(pictures.decodable()) == []
     assert len(lines) == 102
     assert lines[-1].startswith("300 pictures are left out by now, the last ")
 
@@ -157,7 +158,7 @@ def test_what_is_drawn_does_not_depend_on_what_was_drawn_before(tmp_path: Path) 
     shapes = [(600, 600), (40, 40), (90, 700), (520, 1_000), (30, 800)]
     fresh = open_noise(tmp_path, shapes, broken=[2])
     used = open_noise(tmp_path, shapes, broken=[2])
-    used.usable()
+    assert len(list(used.decodable())) == 4
     for seed in range(20):
         names = [
             pictures.draw(np.random.default_rng(seed), (512, 512)).name

@@ -1,7 +1,10 @@
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,10 @@ from infra.runs import Part, TableRecord
 from infra.schema import DOCUMENTS, doc_id, sample_id
 from infra.storage import Storage
 from tokenize_offline import picture_sources
+from tokenize_offline.batches import ahead
 from tokenize_offline.byte_cache import ByteCache
+from tokenize_offline.draws import Batch, StepDraws
+from tokenize_offline.learning import Learning
 from tokenize_offline.photographs import Pictures, open_pictures, split
 from tokenize_offline.picture_sources import open_documents, open_files
 
@@ -128,6 +134,42 @@ def test_a_row_group_is_read_for_a_picture_and_in_order_only_once(
     assert all(columns == ["segments.list.element.image"] for _, columns in read)
 
 
+def test_random_steps_read_a_row_group_for_many_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents: list[Document] = [["pad", n] for n in range(64 * 40)]
+    table = write_documents(Storage(str(tmp_path)), "many", [documents])
+    read: list[int] = []
+    original = pq.ParquetFile.read_row_group
+
+    def counted(self: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+        read.append(group)
+        return original(self, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    row_group = 64 * len(jpeg(0))  # a step's four fit into the cache, and a few more
+    pictures = open_pictures(documents=[table], short_side=1_000, cache_bytes=6 * row_group)
+    seen = Counter[str]()
+    learning = Learning(batch_size=4, level_512_share=0.0)
+    original_rgb = Pictures.rgb
+    monkeypatch.setattr(
+        Pictures,
+        "rgb",
+        lambda self, index: seen.update([self.names[index]]) or original_rgb(self, index),
+    )
+    make = partial(_step, learning, pictures)
+    with closing(ahead(make, 0, 160, 3)) as batches:  # threads that want the same group wait
+        assert len(list(batches)) == 160
+    assert seen.total() == 4 * 160
+    # One for each of 4 numbers and 16 steps, and as threads run ahead of each other a few more.
+    assert 4 * 9 <= len(read) <= 4 * 11 * 1.2
+    assert len(seen) > 450  # of 640 draws among 2,560; 567 are expected without row groups
+
+
+def _step(learning: Learning, pictures: Pictures, step: int) -> Batch:
+    return StepDraws(learning, "joint", step).batch(pictures, 0)
+
+
 def _no_images(original: Any) -> Any:
     def read(self: pq.ParquetFile, columns: list[str]) -> pa.Table:
         assert not any("image" in column for column in columns)
@@ -177,6 +219,13 @@ def test_threads_read_tables_as_one_does(tmp_path: Path) -> None:
         assert all(pool.map(look, range(4)))
 
 
+def test_the_bytes_of_row_groups_are_known(tmp_path: Path) -> None:
+    documents: list[Document] = [["pad", n] for n in range(200)]
+    source = open_documents([write_documents(Storage(str(tmp_path)), "many", [documents])])
+    total = sum(len(jpeg(n)) for n in range(200))
+    assert source.group_bytes == pytest.approx(total / 4, rel=0.1)  # 64, 64, 64 and 8 rows
+
+
 def test_an_index_takes_tens_of_bytes_per_picture(tmp_path: Path) -> None:
     documents: list[Document] = [["pad", n] for n in range(400)]
     source = open_documents([write_documents(Storage(str(tmp_path)), "many", [documents])])
@@ -194,7 +243,7 @@ def test_a_table_that_is_none_of_documents_is_told(tmp_path: Path, table: str) -
 
 def test_tables_without_pictures_are_told(tmp_path: Path) -> None:
     table = write_documents(Storage(str(tmp_path)), "texts", [[["only"], None]])
-    with pytest.raises(ConfigError, match=r"no picture in .*documents/texts"):
+    with pytest.raises(ConfigError, match=r"no picture in .*documents/texts: name folders"):
         open_pictures(documents=[table], short_side=100)
 
 
@@ -243,4 +292,4 @@ def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.jpg")).write_bytes(jpeg(1))
     pictures = open_pictures([tmp_path], short_side=100)
     assert list(pictures.names) == ["\\xff\\xfe.jpg"]
-    assert len(pictures.usable()) == 1
+    assert len(list(pictures.decodable())) == 1

@@ -13,8 +13,16 @@ from tokenize_offline.ranks import Ranks, check_device, join
 ROOT = Path(__file__).parents[2]
 
 TWO_PROCESSES = """
+from dataclasses import asdict
+import numpy as np
 import torch
+from infra.config import ConfigError
 from tokenize_offline import ranks
+from tokenize_offline.evaluation import evaluate
+from tokenize_offline.frechet import Gaussian, PictureFeatures
+from tokenize_offline.model import Tokenizer, TokenizerSettings
+from tokenize_offline.photographs import Photograph
+torch.set_num_threads(1)
 ranks._BUCKET_BYTES = 40  # several buckets, one of them larger than that
 with ranks.join("cpu") as us:
     assert us.size == ranks.num_processes() == 2 and us.first == (us.rank == 0)
@@ -24,6 +32,49 @@ with ranks.join("cpu") as us:
     assert mine.tolist() == [us.rank + 1, 2 * us.rank + 2]
     assert us.gather(mine[None]).tolist() == [[1, 2], [2, 4]]
     assert us.agree(5) and not us.agree(us.rank)
+    assert us.largest(us.rank) == 1 and us.from_first(us.rank + 7) == 7
+    rows = torch.arange(6.0).reshape(3, 2)
+    for cut in (0, 1, 3):
+        ours = rows[:cut] if us.first else rows[cut:]
+        assert torch.equal(us.gather_rows(ours), rows)
+    assert us.gather_rows(rows[:0]).shape == (0, 2)
+    with us.together():
+        pass
+    for bad in (0, 1):
+        try:
+            with us.together():
+                if us.rank == bad:
+                    raise ConfigError(f"rank {bad} is wrong")
+        except ConfigError as error:
+            assert str(error) == f"rank {bad} is wrong"
+        else:
+            raise AssertionError("nothing was told")
+    features = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)) + 100
+    for cut in (0, 2, 9):
+        whole, ours = Gaussian(), Gaussian()
+        whole.add(features)
+        for row in features[:cut] if us.first else features[cut:]:
+            ours.add(row[None])
+        found = ours.of_all(us)
+        assert found.count == 9
+        torch.testing.assert_close(found.mean, whole.mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found.covariance, whole.covariance, rtol=1e-9, atol=1e-9)
+    noise = np.random.default_rng(0)
+    photos = [Photograph(str(n), noise.integers(0, 256, (80, 90, 3), np.uint8)) for n in range(3)]
+    torch.manual_seed(0)
+    small = {"encoder_channels": (8, 8, 8), "decoder_channels": (8, 8, 8), "num_codes": 32}
+    tokenizer = Tokenizer(TokenizerSettings(semantic_channels=(8, 8), **small)).eval()
+    colours = PictureFeatures("colours", lambda pixels: pixels[:, :2].mean((2, 3)))
+    for shown in (photos, photos[:1]):
+        share = shown[us.rank :: 2]
+        ours = evaluate(tokenizer, share, 256, features=colours, by_scale=True, ranks=us)
+        alone = evaluate(tokenizer, shown, 256, features=colours, by_scale=True)
+        for (name, a), b in zip(asdict(ours).items(), asdict(alone).values(), strict=True):
+            if isinstance(b, (float, tuple)):
+                np.testing.assert_allclose(a, b, rtol=1e-9, err_msg=name)
+            else:
+                assert a == b, name
+    assert asdict(evaluate(tokenizer, photos, 256, features=colours))["frechet_distance"] > 0
     torch.manual_seed(us.rank)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5))
     net = net.to(memory_format=torch.channels_last)
@@ -70,3 +121,9 @@ def test_devices() -> None:
             check_device(name)
     with pytest.raises(ConfigError, match="GPU 99 is not among"):
         check_device("cuda:99")
+
+
+def test_alone_a_mistake_is_raised_as_it_is() -> None:
+    with join("cpu") as alone, pytest.raises(ConfigError, match="mine"), alone.together():
+        raise ConfigError("mine")
+    assert alone.largest(4) == alone.from_first(4) == 4

@@ -13,6 +13,7 @@ from infra.config import build
 from tokenize_offline.draws import Batch, StepDraws
 from tokenize_offline.learning import Learning
 from tokenize_offline.model import Tokenizer, TokenizerSettings
+from tokenize_offline.perceptual import load_perceptual
 from tokenize_offline.photographs import Pictures, open_pictures
 from tokenize_offline.preparation import prepare
 from tokenize_offline.ranks import Ranks
@@ -157,7 +158,8 @@ def test_perceptual_and_adversarial_losses_join_the_last_two_stages(
     tree = tiny_training["learning"] | {"adversarial": adversarial, "joint_steps": 1}
     tree |= {"perceptual": perceptual | {"weight": 0.5}}
     learning = build(Learning, tree)
-    stages = Stages(stages.tokenizer, learning, stages.teacher, stages.ranks)
+    distance = load_perceptual(learning.perceptual)
+    stages = Stages(stages.tokenizer, learning, stages.teacher, stages.ranks, distance)
     prepare(stages, stage, pictures, lambda line: None)
     stages.trained(stage)
     start = 2 if stage == "joint" else 1  # decoder steps come after the one joint step
