@@ -56,8 +56,8 @@ def quotas(
         epochs = -(-needed // held)
         if epochs > component.max_epochs:
             raise ValueError(
-                f"component {component.name} would need {epochs} epochs for {needed:,} of its "
-                f"{held:,} tokens, max_epochs is {component.max_epochs}: raise that, lower its "
+                f"component {component.name} holds {held:,} tokens, its share is {needed:,}: that "
+                f"is {epochs} epochs, max_epochs is {component.max_epochs}: raise that, lower its "
                 "share, or take fewer tokens in all"
             )
     return found

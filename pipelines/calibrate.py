@@ -48,7 +48,7 @@ class Effort:
     def __post_init__(self) -> None:
         if self.num_packs < 8 or self.repeats < 1:
             raise ConfigError(
-                f"{self.num_packs} packs, {self.repeats} repeats: measure 8 or more, once or more"
+                f"packs measured {self.num_packs}, repeats {self.repeats}: use at least 8 and 1"
             )
 
 

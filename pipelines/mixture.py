@@ -117,6 +117,11 @@ def pack_mixture(
     catalog.write_catalog(mixture.storage)
     for line in describe(record.facts["components"]):
         print(line)
+    of = record.facts
+    left = ", ".join(f"{n:,} {reason}" for reason, n in of["rejected"].items()) or "none"
+    print(f"packs     {of['num_packs']:,} in {mixture.storage.path(phase.folder)}")
+    print(f"slices    {of['dropped_captions']:,} captions dropped, {of['cut']:,} documents cut")
+    print(f"rejected  {left}")
     return record
 
 

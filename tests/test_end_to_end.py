@@ -31,7 +31,8 @@ def photographs(tmp_path_factory):
 
 def command(module, photographs, workspace, *more):
     source = {"name": "photographs", "kind": "folder", "path": str(photographs)}
-    overrides = (f"workspace={workspace}", f"sources=[{json.dumps(source)}]", "train.steps=3")
+    short = ("train.steps=3", "train.warmup_steps=1")
+    overrides = (f"workspace={workspace}", f"sources=[{json.dumps(source)}]", *short)
     return [sys.executable, "-m", module, *more, *overrides]
 
 

@@ -150,7 +150,7 @@ def check_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f'device is {name!r}: use cpu, cuda, cuda:N or ""')
     if device.type == "cuda":
-        index = int(os.environ.get("LOCAL_RANK", device.index or 0))
+        index = int(os.environ["LOCAL_RANK"]) if num_processes() > 1 else device.index or 0
         if index >= torch.cuda.device_count():
             raise ConfigError(
                 f"device is {name!r}, and GPU {index} is not among the {torch.cuda.device_count()} "

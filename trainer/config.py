@@ -116,8 +116,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: use 0 or more")
         if self.warmup_steps >= self.steps:
             raise ValueError(
-                f"warmup_steps is {self.warmup_steps}: the rate would not be reached in "
-                f"{self.steps} steps"
+                f"warmup_steps is {self.warmup_steps}: use less than the steps, {self.steps}"
             )
         if "://" in self.output:
             raise ValueError(f"output is {self.output}: use a local (or mounted) folder")

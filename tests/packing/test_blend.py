@@ -129,7 +129,7 @@ def test_the_most_that_shares_and_epochs_allow(rows: list[tuple[float, int, int]
 
 def test_mistakes_name_the_component() -> None:
     parts = [Component("text", 1.0), Component("pictures", 1.0, max_epochs=2)]
-    with pytest.raises(ValueError, match="component pictures would need 3 epochs for 250 of its"):
+    with pytest.raises(ValueError, match="component pictures holds 100 tokens, its share is 250"):
         quotas(parts, [1_000, 100], 500)
     with pytest.raises(ValueError, match="component pictures holds no tokens"):
         quotas(parts, [1_000, 0], None)

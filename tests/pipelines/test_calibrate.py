@@ -105,5 +105,5 @@ def test_mistakes_are_told_in_one_line_before_work(tmp_path, recipe, change, mes
 
 
 def test_too_little_effort_is_refused():
-    with pytest.raises(ConfigError, match="8 or more"):
+    with pytest.raises(ConfigError, match="use at least 8 and 1"):
         Effort(num_packs=4)

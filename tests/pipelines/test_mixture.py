@@ -136,7 +136,10 @@ def test_so_many_tokens_as_are_asked_for(workspace):
     record = write_packs(workspace, mixture_phase(mixture))
     tokens = sum(one["num_tokens"] for one in record.facts["components"])
     assert 6_000 - 2 <= tokens <= 6_000 + 2 * 90
-    with pytest.raises(ConfigError, match=r"component film would need \d+ epochs for 60,000"):
+    with pytest.raises(
+        ConfigError,
+        match=r"component film holds [\d,]+ tokens, its share is 60,000",
+    ):
         write_packs(workspace, mixture_phase(mixture_of(workspace, FILM, num_tokens=60_000)))
 
 
@@ -228,11 +231,15 @@ def test_the_command_packs_and_prints_what_came_out(workspace, tmp_path, capsys)
     )
     assert main(["mix", str(path), "num_tokens=8000"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["component", "text", "pictures"]
+    assert [line.split()[0] for line in lines] == [
+        "component", "text", "pictures", "packs", "slices", "rejected",
+    ]  # fmt: skip
     assert "75.00%" in lines[2]
+    assert "/packs/all/" in lines[3]
+    assert lines[5] == "rejected  none"
     record = load_record(workspace, "packs/all")
     assert record is not None
-    assert list(describe(record.facts["components"])) == lines
+    assert list(describe(record.facts["components"])) == lines[:3]
     assert pack_mixture(str(path), ["num_tokens=8000"]) == record
     assert main(["mix", str(path), "components=[]"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("nextscale mix: ")

@@ -28,7 +28,7 @@ def test_a_recipe_section_becomes_a_config():
         ({"num_threads": 0}, "num_threads is 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan: use a positive"),
         ({"weight_decay": float("inf")}, "weight_decay is inf"),
-        ({"warmup_steps": 3}, "warmup_steps is 3: the rate would not be reached in 3 steps"),
+        ({"warmup_steps": 3}, "warmup_steps is 3: use less than the steps, 3"),
         ({"zero_stage": 4}, "zero_stage` is 4: choose one of 0, 1, 2, 3"),
         ({"peak_tflops": 0}, "peak_tflops is 0"),
         ({"model": {"num_heads": 5}}, "`model`: num_kv_heads is 2: it must divide num_heads 5"),
