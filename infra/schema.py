@@ -19,12 +19,37 @@ ERROR_TYPE = pa.struct(
 )
 ERROR = column("error", ERROR_TYPE, "", "why this row failed: stage, type, message; null if fine")
 
-REJECTIONS = ("too_small_for_level", "too_elongated")
+REJECTIONS = ("too_small_for_level", "too_elongated", "too_few_frames")
 """Types of errors that are verdicts on rows that were read: trying again would say the same."""
 
 # A decoded picture inside a phase: RGB, uint8, row-major. Never stored.
 IMAGE_TYPE = pa.struct(
     [("height", pa.int32()), ("width", pa.int32()), ("rgb", pa.large_binary())],
+)
+
+FILE_TYPE = pa.struct(
+    [
+        ("root", pa.string()),
+        ("uri", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("stream", pa.int32()),
+    ],
+)
+"""Where a clip lies: bytes [offset, offset + length) of ``uri`` in the store ``root`` (null length:
+to its end), in them the seconds [start_s, end_s) of the video stream ``stream``. Never stored."""
+
+# A frame of a clip inside a phase, and the one shortly after it. Never stored.
+FRAME_TYPE = pa.struct(
+    [
+        ("timestamp_s", pa.float64()),
+        ("image", IMAGE_TYPE),
+        ("partner_s", pa.float64()),
+        ("partner", IMAGE_TYPE),
+        ("error", ERROR_TYPE),
+    ],
 )
 
 SAMPLES = pa.schema(
@@ -37,7 +62,9 @@ SAMPLES = pa.schema(
             "offset", pa.int64(), "bytes", "where the media starts in `uri`; in Parquet, the row"
         ),
         column("length", pa.int64(), "bytes", "length of the media; null = the whole file or row"),
-        column("media", pa.string(), "", "image, video or text"),
+        column("start_s", pa.float64(), "s", "where a clip starts in its video; null = at 0"),
+        column("end_s", pa.float64(), "s", "where it ends, itself excluded; null = with the video"),
+        column("media", pa.string(), "", "image, video, text or interleaved"),
         column("caption", pa.string(), "", "the given caption, if any"),
         column("metadata", pa.string(), "JSON", "all else that the source says of the sample"),
         ERROR,
@@ -62,6 +89,39 @@ DUPLICATES = pa.schema(
             "group", pa.string(), "", "sample_id of the group's representative; own id if alone"
         ),
         column("representative", pa.bool_(), "", "whether this is the one of its group to keep"),
+    ],
+)
+
+CANDIDATE = pa.struct(
+    [
+        ("timestamp_s", pa.float64()),
+        ("class", pa.string()),
+        ("evidence", pa.string()),
+        ("kept", pa.bool_()),
+        ("rank", pa.int32()),
+        ("flow", pa.list_(pa.float32())),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("cropped", pa.float32()),
+        ("image", pa.large_binary()),
+    ],
+)
+
+FRAMES = pa.schema(
+    [
+        column("sample_id", pa.string(), "", "the clip"),
+        column(
+            "candidates",
+            pa.list_(CANDIDATE),
+            "",
+            "frames that were looked at, in time order: `class` is static, camera, object or cut, "
+            "`evidence` says why, with its statistics; `rank` is the order of importance of those "
+            "that qualify; `flow` a grid of 8 x 8 vectors (x, y) in pixels per second; `image` "
+            "only of kept ones, encoded at the level's size",
+        ),
+        column("num_candidates", pa.int32(), "count", "frames that were looked at"),
+        column("num_kept", pa.int32(), "count", "frames that are kept"),
+        ERROR,
     ],
 )
 

@@ -20,9 +20,9 @@ from operators.probe import Probe
 from pipelines.decide import Decide, Decision
 from pipelines.inputs import DatasetPart, KeptInput
 from pipelines.phase import Input, Operator, Phase, is_transient
-from pipelines.recipe import Pool, Vllm
 from pipelines.rules import Rule
 from pipelines.scored import ScoredPart
+from pipelines.sections import Pool, Vllm
 from pipelines.vllm_captions import AnsweredInput
 
 SCORES_IN_PROMPTS = {"topic": "models", "ocr_text": "ocr"}

@@ -12,9 +12,10 @@ import pyarrow as pa
 from infra.config import ConfigError
 from pipelines.caption_phase import caption_schema
 from pipelines.phase import Operator
-from pipelines.recipe import Pool, Recipe
+from pipelines.recipe import Recipe
 from pipelines.rules import check_expression
 from pipelines.scored import rule_columns, score_schema
+from pipelines.sections import Pool
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from pipelines.inputs import KeptInput
 from pipelines.job import Retry
 from pipelines.phase import Phase, check_columns
 from pipelines.progress import say
-from pipelines.recipe import Vllm
 from pipelines.responses import answered, answers_about, folder_of, keep_answers, merge_answers
+from pipelines.sections import Vllm
 from pipelines.vllm_engine import require_vllm, vllm_processor
 
 WAVE_PARTS = 16

@@ -17,7 +17,7 @@ from typing import Any
 from infra.cluster import require
 from infra.config import ConfigError
 from operators.caption import Caption
-from pipelines.recipe import Vllm
+from pipelines.sections import Vllm
 
 
 def check_vllm(caption: Caption, vllm: Vllm) -> None:

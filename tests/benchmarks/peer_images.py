@@ -58,7 +58,8 @@ from infra.cluster import session
 from pipelines.curate_images import curate
 from pipelines.decide import Decide, Decision
 from pipelines.duplicates import Duplicates, Perceptual
-from pipelines.recipe import Cheap, Pool, Recipe
+from pipelines.recipe import Recipe
+from pipelines.sections import Cheap, Pool
 from pipelines.refresh import refresh
 from pipelines.rules import Rule
 from pipelines.source import Source

@@ -30,7 +30,8 @@ from operators.perceptual_hash import PerceptualHash
 from operators.probe import Probe
 from pipelines.curate_images import score
 from pipelines.execution import run_phase
-from pipelines.recipe import Cheap, Pool, Recipe
+from pipelines.recipe import Recipe
+from pipelines.sections import Cheap, Pool
 from pipelines.source import Source
 from pipelines.sources import index_phase, load_order, read_media
 

@@ -164,7 +164,7 @@ def test_verdicts_on_documents_are_rejections_in_the_ledger(tmp_path: Path, type
     put(storage, "documents/d", DOCUMENTS, [documents], "doc_id")
     con = catalog.connect(storage)
     [found] = rows(con, "SELECT status, reason FROM ledger WHERE sample_id = 's0'")
-    status = "rejected" if type_ in ("too_small_for_level", "too_elongated") else "failed"
+    status = "failed" if type_ == "truncated" else "rejected"
     assert found == (status, f"documents:{type_}")
 
 

@@ -23,10 +23,11 @@ from pipelines.curate_images import document_phase, score
 from pipelines.decide import Decide, Decision, decide
 from pipelines.inputs import dataset_parts
 from pipelines.phase import Phase
-from pipelines.recipe import Pool, Recipe
+from pipelines.recipe import Recipe
 from pipelines.report import write_report
 from pipelines.rules import Rule
 from pipelines.scored import ScoredPart, rule_columns
+from pipelines.sections import Pool
 from pipelines.sources import index_phase
 
 Run = Callable[[Storage, Phase], TableRecord]

@@ -6,7 +6,7 @@ from infra.config import ConfigError, build
 from packing.calibration import Calibration, Fitted, write_calibration
 from packing.cost import PRESETS, Coefficients, ModelShape, coefficients, qwen2_5
 from pipelines.cost_model import check_cost_model, cost_coefficients
-from pipelines.recipe import Pack
+from pipelines.sections import Pack
 
 SHAPE = ModelShape(64, 2, 4, 2, 16, 128, 300)
 MEASURED = Coefficients(1e-6, 2e-9, 3e-7, 0.01, "s")

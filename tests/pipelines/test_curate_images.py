@@ -18,8 +18,9 @@ from operators.clarity import Clarity
 from pipelines import curate_images
 from pipelines.balance import Balance
 from pipelines.decide import Decide
-from pipelines.recipe import Captions, Cheap, Documents, Embeddings, Models, Ocr, Pool, Recipe
+from pipelines.recipe import Recipe
 from pipelines.rules import Rule
+from pipelines.sections import Captions, Cheap, Documents, Embeddings, Models, Ocr, Pool
 from pipelines.source import Source
 
 SMALL = Rule(name="small", keep="least(width, height) >= 256")

@@ -19,9 +19,10 @@ from infra.runs import TableRecord
 from infra.storage import Storage
 from pipelines import curate_texts, stats
 from pipelines.phase import Phase
-from pipelines.recipe import Recipe, Texts
+from pipelines.recipe import Recipe
 from pipelines.refresh import refresh
 from pipelines.report import write_report
+from pipelines.sections import Texts
 from pipelines.status import Look, NotDoneError, State
 from pipelines.tokenize_documents import tokenize_phase
 from tokenize_offline import text

@@ -24,9 +24,10 @@ from pipelines.drawn import Drawn
 from pipelines.estimate import estimate
 from pipelines.estimate_table import Line
 from pipelines.estimator import Total
-from pipelines.recipe import Captions, Cheap, Documents, Pool, Recipe, Vllm
+from pipelines.recipe import Recipe
 from pipelines.rules import Rule
 from pipelines.sample_run import Measured, Sample, run_sample
+from pipelines.sections import Captions, Cheap, Documents, Pool, Vllm
 from pipelines.source import Source
 
 PICTURES = 200

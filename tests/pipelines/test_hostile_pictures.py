@@ -20,7 +20,8 @@ from infra.cluster import ALLOCATOR
 from infra.storage import Storage
 from pipelines.curate_images import score
 from pipelines.execution import run_phase
-from pipelines.recipe import Pool, Recipe
+from pipelines.recipe import Recipe
+from pipelines.sections import Pool
 from pipelines.source import Source
 from pipelines.sources import index_phase
 

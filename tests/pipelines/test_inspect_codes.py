@@ -26,7 +26,8 @@ from pipelines import coded_images
 from pipelines.code_summary import Measures, summarise
 from pipelines.coded_images import find_images, redraw
 from pipelines.inspect_codes import inspect_codes
-from pipelines.recipe import Recipe, Tokenize
+from pipelines.recipe import Recipe
+from pipelines.sections import Tokenize
 from pipelines.source import Source
 from pipelines.tokenize_documents import tokenize_phase
 from tokenize_offline import checkpoint

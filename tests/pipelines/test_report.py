@@ -21,9 +21,10 @@ from pipelines import stats
 from pipelines.decide import Decide
 from pipelines.decided import decided
 from pipelines.duplicates import Duplicates
-from pipelines.recipe import Captions, Recipe
+from pipelines.recipe import Recipe
 from pipelines.report import funnel_bars, write_report
 from pipelines.rules import Rule
+from pipelines.sections import Captions
 
 VOID = {"meta", "img"}
 

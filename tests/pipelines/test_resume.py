@@ -89,8 +89,9 @@ def run_curate(job: dict[str, Any]) -> None:
     from infra.cluster import session
     from pipelines.curate_images import check, curate
     from pipelines.decide import Decide
-    from pipelines.recipe import Cheap, Documents, Pool, Recipe
+    from pipelines.recipe import Recipe
     from pipelines.rules import Rule
+    from pipelines.sections import Cheap, Documents, Pool
     from pipelines.source import Source
 
     pool = Pool(workers=job.get("workers", 1), unit_rows=job.get("unit_rows", 2))

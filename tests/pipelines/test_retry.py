@@ -34,9 +34,10 @@ from pipelines.decide import Decide
 from pipelines.duplicates import Duplicates, Perceptual
 from pipelines.execution import run_phase
 from pipelines.job import Retry
-from pipelines.recipe import Captions, Cheap, Documents, Models, Pool, Recipe
+from pipelines.recipe import Recipe
 from pipelines.retry import Outcome, check_choice, failed_rows, retry
 from pipelines.rules import Rule
+from pipelines.sections import Captions, Cheap, Documents, Models, Pool
 from pipelines.source import Source
 from pipelines.sources import index_phase
 from pipelines.status import Look, State

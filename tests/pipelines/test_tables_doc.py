@@ -9,8 +9,9 @@ import pytest
 from infra import catalog
 from infra.runs import TableRecord, load_record, save_record
 from pipelines.duplicates import Duplicates
-from pipelines.recipe import Captions, Recipe
+from pipelines.recipe import Recipe
 from pipelines.rules import Rule
+from pipelines.sections import Captions
 from pipelines.tables_doc import GROUPS, LEDGER, PATH, QUERIES, TABLES, document
 
 

@@ -21,7 +21,8 @@ from infra.schema import ERROR_TYPE, TOKENS
 from infra.storage import Storage
 from operators.image_text import ImageText
 from pipelines.phase import Phase, check_columns
-from pipelines.recipe import Recipe, Tokenize
+from pipelines.recipe import Recipe
+from pipelines.sections import Tokenize
 from pipelines.source import Source
 from pipelines.tables_doc import QUERIES
 from pipelines.tokenize_documents import remove_other_replicas, tokenize_phase, tokenize_phases

@@ -7,7 +7,8 @@ import pytest
 
 from infra.config import ConfigError
 from infra.runs import Part, TableRecord
-from pipelines.recipe import Recipe, Tokenize
+from pipelines.recipe import Recipe
+from pipelines.sections import Tokenize
 from pipelines.source import Source
 from pipelines.train_packs import train_packs
 from tokenize_offline.extract_codes import ExtractCodes

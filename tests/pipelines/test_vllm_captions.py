@@ -27,10 +27,11 @@ from pipelines.decide import Decide, Decision, decide
 from pipelines.inputs import dataset_parts
 from pipelines.job import Retry
 from pipelines.phase import Phase
-from pipelines.recipe import Pool, Recipe, Vllm
+from pipelines.recipe import Recipe
 from pipelines.responses import RESPONSES, keep_answers
 from pipelines.rules import Rule
 from pipelines.scored import ScoredPart
+from pipelines.sections import Pool, Vllm
 from pipelines.sources import index_phase
 from pipelines.vllm_captions import (
     AnsweredInput,

@@ -10,7 +10,7 @@ import pytest
 from infra.config import ConfigError, build
 from operators.caption import Caption
 from operators.caption_style import Style
-from pipelines.recipe import Vllm
+from pipelines.sections import Vllm
 from pipelines.vllm_engine import check_vllm, engine_config
 
 STYLES = (

@@ -12,7 +12,8 @@ from pipelines import whole_job
 from pipelines.curate_images import curate
 from pipelines.execution import run_phase
 from pipelines.inputs import DocumentInput
-from pipelines.recipe import Captions, Documents, Models, Pool, Recipe, Tokenize, Vllm
+from pipelines.recipe import Recipe
+from pipelines.sections import Captions, Documents, Models, Pool, Tokenize, Vllm
 from pipelines.source import Source
 from pipelines.tokenize_documents import tokenize_phase
 from pipelines.whole_job import require_pools
