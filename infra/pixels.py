@@ -61,6 +61,9 @@ class DecodeError(Exception):
         super().__init__(message)
         self.type = type_
 
+    def __reduce__(self) -> tuple[type["DecodeError"], tuple[str, str]]:
+        return DecodeError, (self.type, str(self))  # comes out of other processes
+
 
 @dataclass(frozen=True)
 class Decoded:

@@ -165,7 +165,16 @@ class Caption:
 
     def prompt_hash(self, style: Style) -> str:
         """Hash of all that a request says besides the picture and the row's values."""
-        return request_hash(style.prompt, self._parameters(style), *self._asked_of)
+        return request_hash(style.prompt, self.parameters(style), *self._asked_of)
+
+    def parameters(self, style: Style) -> dict[str, Any]:
+        """What a request of this style says beside its content."""
+        parameters = {
+            "model": self.model,
+            "max_tokens": style.max_tokens,
+            "temperature": self.temperature,
+        }
+        return parameters if self.seed is None else {**parameters, "seed": self.seed}
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Append `writes`, fill `error`; rows whose error is set already are left alone."""
@@ -237,8 +246,8 @@ class Caption:
                 for one in drafts:
                     key = None
                     if not one.style.is_given:
-                        parameters = self._parameters(one.style)
-                        question = Question(one.text, picture, parameters, self._asked_of)
+                        parameters = self.parameters(one.style)
+                        question = Question(one.text, (picture,), parameters, self._asked_of)
                         key = question.key(picture_hash)
                         questions[key] = question
                     plans[row].append((one, key))
@@ -266,14 +275,6 @@ class Caption:
             "model": self.model,
             "prompt_hash": self.prompt_hash(style),
         }
-
-    def _parameters(self, style: Style) -> dict[str, Any]:
-        parameters = {
-            "model": self.model,
-            "max_tokens": style.max_tokens,
-            "temperature": self.temperature,
-        }
-        return parameters if self.seed is None else {**parameters, "seed": self.seed}
 
     @property
     def _asked_of(self) -> tuple[str, ...]:

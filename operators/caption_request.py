@@ -1,10 +1,11 @@
-"""One question about one picture: the body of a chat completion, and the key of its answer."""
+"""A question about a picture or several: the body of a chat completion, the key of its answer."""
 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -19,37 +20,47 @@ _PICTURE_FORM = f"jpeg q{JPEG_QUALITY}, short side <= {SHORT_SIDE}"
 
 @dataclass(frozen=True)
 class Question:
-    """``text`` about a picture, with the ``parameters`` of the request (model, max_tokens, …).
+    """``text`` about pictures, with the ``parameters`` of the request (model, max_tokens, …).
 
-    ``asked_of``: what besides them decides the answer, where it is no endpoint's.
+    ``labels``: a text in front of each picture, where there are any. ``asked_of``: what besides all
+    this decides the answer, where it is no endpoint's.
     """
 
     text: str
-    picture: Pixels
+    pictures: tuple[Pixels, ...]
     parameters: Mapping[str, Any]
     asked_of: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
-    def key(self, picture_hash: str) -> str:
-        """Hash of the whole request; ``picture_hash`` is that of `hash_of`, made once a picture."""
-        body = json.dumps(request_body(self.text, self.parameters), sort_keys=True)
-        return digest(body, _PICTURE_FORM, picture_hash, *self.asked_of)
+    def key(self, *picture_hashes: str) -> str:
+        """Hash of the whole request; hashes are those of `hash_of`, made once a picture."""
+        body = json.dumps(request_body(self.text, self.parameters, (), self.labels), sort_keys=True)
+        return digest(body, _PICTURE_FORM, *picture_hashes, *self.asked_of)
 
     def body(self) -> dict[str, Any]:
-        """The request, with the picture as a JPEG of at most `SHORT_SIDE` pixels."""
-        return request_body(self.text, self.parameters, _data_url(self.picture))
+        """The request, with the pictures as JPEGs of at most `SHORT_SIDE` pixels."""
+        urls = [_data_url(picture) for picture in self.pictures]
+        return request_body(self.text, self.parameters, urls, self.labels)
 
 
 def request_body(
-    text: str, parameters: Mapping[str, Any], picture_url: str | None = None
+    text: str,
+    parameters: Mapping[str, Any],
+    picture_urls: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> dict[str, Any]:
-    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    if picture_url is not None:
-        content.insert(0, {"type": "image_url", "image_url": {"url": picture_url}})
+    content: list[dict[str, Any]] = []
+    for label, url in zip_longest(labels, picture_urls):
+        if label is not None:
+            content.append({"type": "text", "text": label})
+        if url is not None:
+            content.append({"type": "image_url", "image_url": {"url": url}})
+    content.append({"type": "text", "text": text})
     return {"messages": [{"role": "user", "content": content}], **parameters}
 
 
 def request_hash(text: str, parameters: Mapping[str, Any], *asked_of: str) -> str:
-    """Hash of a request but for its picture."""
+    """Hash of a request but for its pictures."""
     body = json.dumps(request_body(text, parameters), sort_keys=True)
     return digest(body, _PICTURE_FORM, *asked_of)
 

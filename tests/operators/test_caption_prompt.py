@@ -41,6 +41,7 @@ def test_ours_are_usable() -> None:
         "refine.txt": ("caption",),
         "world_knowledge.txt": ("caption", "metadata"),
         "text_rich.txt": ("ocr_text",),
+        "transition.txt": ("caption",),
     }
     row = {"caption": "A kiss.", "metadata": SAID, "ocr_text": "KLIMT"}
     for text in texts.values():
