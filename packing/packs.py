@@ -1,7 +1,7 @@
 """A folder of packs: open it, read any pack by byte range. Neither torch nor Ray is needed.
 
 The folder (local or ``s3://``) holds ``packs.json`` with the facts, ``index.parquet`` with one row
-per pack, and the shards.
+per pack, the shards, and what a trainer starts its visual embeddings from: `CODEBOOK`.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from packing.plan import Strategy
 from packing.shards import MAX_PACK_BYTES, PACK_INDEX, SHARD_NAME, split_members
 
 FACTS, INDEX = "packs.json", "index.parquet"
+CODEBOOK = "codebook.safetensors"  # of the visual tokenizer, where whoever packed had it
 MAX_SHARD_BYTES = 1 << 43  # above what S3 stores as one object; no index points further
 ATTEMPTS = 4  # at a file or pack: stores fail for seconds, and now and then send half an answer
 WAIT_S = 0.5  # before the second attempt, twice as long before each further one
@@ -109,8 +110,11 @@ def open_packs(path: str | Path) -> Packs:
             stored = _fetch(storage, FACTS)
         tree = json.loads(stored)
         index = _index(_fetch(storage, INDEX))
-    except FileNotFoundError as error:
-        raise PackError(f"{path} is no folder of packs: {error} is missing") from None
+    except FileNotFoundError:
+        raise PackError(
+            f"{path} is no folder of packs, {FACTS} or {INDEX} is not there: `nextscale pack` or "
+            "`nextscale mix` makes one"
+        ) from None
     except PackError as error:
         raise PackError(f"{path}: {error}") from None
     except (OSError, ValueError, pa.ArrowException) as error:  # what damaged Parquet and JSON raise

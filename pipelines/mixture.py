@@ -72,6 +72,7 @@ class Mixture:
     checkpointing: bool = True
     drop_captions: float = 0.1
     split_at_images: bool = False
+    tokenizer: str = ""  # of the tokens, for its codebook beside the packs; "" is the carried one
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", self.name):
@@ -144,6 +145,7 @@ def mixture_phase(mixture: Mixture) -> PackPhase:
         mixture.slicing,
         mixture.num_tokens,
         leading,
+        mixture.tokenizer,
     )
 
 

@@ -60,7 +60,8 @@ class PackPhase:
 
     ``num_tokens`` of all packs together; None takes as many as shares and epochs allow, which of
     one component is all of it. ``leading``: the component whose tokenizer and level the packs have;
-    others may differ in these only where they hold no image.
+    others may differ in these only where they hold no image. ``tokenizer`` is where that tokenizer
+    lies ("": the carried one), for its codebook beside the packs; it changes no pack.
     """
 
     name: str
@@ -70,6 +71,7 @@ class PackPhase:
     slicing: Slicing = field(default_factory=Slicing)
     num_tokens: int | None = None
     leading: int = 0
+    tokenizer: str = ""
 
     @property
     def table(self) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 from infra import runs
 from infra.runs import Part, TableRecord
 from infra.storage import Storage
-from packing.packs import FACTS, INDEX, Facts
+from packing.packs import CODEBOOK, FACTS, INDEX, Facts
 from pipelines.pack_phase import PackComponent, PackPhase
 from pipelines.plan_packs import plan_packs, remove_manifest
 from pipelines.progress import say
+from pipelines.tokenizer_codebook import is_of, write_codebook
 from pipelines.write_shards import ShardJob, write_shards
 
 __all__ = ["PackComponent", "PackPhase", "write_packs"]
@@ -31,8 +32,9 @@ def write_packs(storage: Storage, phase: PackPhase) -> TableRecord:
         remove_manifest(storage, phase)  # of a run that was killed when all was done
         return old
     started = time.time()
-    planned = plan_packs(storage, phase)
     said = phase.tokens_facts
+    has_codebook = is_of(phase.tokenizer, said["tokenizer_id"])
+    planned = plan_packs(storage, phase)
     write_shards(
         storage,
         ShardJob(
@@ -44,6 +46,8 @@ def write_packs(storage: Storage, phase: PackPhase) -> TableRecord:
             said["num_codes"],
         ),
     )
+    if has_codebook:
+        write_codebook(storage.path(f"{phase.folder}/{CODEBOOK}"), phase.tokenizer)
     facts = _facts(phase, said, planned["budget"])
     storage.write(f"{phase.folder}/{FACTS}", facts.to_json())
     part = Part(f"{runs.version_of(phase.fingerprint)}/{INDEX}", planned["num_packs"])

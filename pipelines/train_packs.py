@@ -7,10 +7,11 @@ from pathlib import Path
 
 from infra.config import ConfigError, build, load
 from infra.runs import TableRecord
-from packing.packs import PackError, open_packs
+from packing.packs import CODEBOOK, PackError, open_packs
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 from pipelines.status import State
+from pipelines.tokenizer_codebook import is_of, write_codebook
 from pipelines.train_page import read_log, write_train_page
 from trainer.config import TrainConfig
 
@@ -55,24 +56,24 @@ def train_packs(recipe: Recipe, packs: TableRecord) -> None:
                 f"{packs.table} has {name} {packs.facts[name]}, the recipe's tokenizer {value}: "
                 "take the tokenizer that made the packs, or run `nextscale pack` again"
             )
-    config = replace(config, codebook=str(_write_codebook(operator.checkpoint, config.output)))
+    config = _with_codebook(config, operator.checkpoint)
     _train(config, f"train/{recipe.tokens_name}")
 
 
 def train_folder(path: Path, overrides: Sequence[str] = ()) -> None:
     """Train as a recipe of the trainer's own says, on any folder of packs (`TrainConfig`).
 
-    Where it names no codebook and the packs are of the carried tokenizer, that one's is taken.
+    Where neither it nor the packs have a codebook, and the packs are of the carried tokenizer, that
+    one's is taken.
     """
-    from tokenize_offline import checkpoint
-
     config = load(TrainConfig, path, overrides)
     try:
-        tokenizer_id = open_packs(config.packs).facts.tokenizer_id
+        packs = open_packs(config.packs)
     except PackError as error:
         raise ConfigError(str(error)) from None
-    if config.codebook is None and tokenizer_id == checkpoint.identity():
-        config = replace(config, codebook=str(_write_codebook("", config.output)))
+    has_none = config.codebook is None and not packs.storage.exists(CODEBOOK)
+    if has_none and is_of("", packs.facts.tokenizer_id):
+        config = _with_codebook(config, "")
     _train(config, f"train {config.packs}")
 
 
@@ -99,20 +100,11 @@ def _train(config: TrainConfig, name: str) -> None:
         write_train_page(str(result.log), str(result.log.with_name("training.html")))
 
 
-def _write_codebook(tokenizer: str, output: str) -> Path:
-    """Visual embeddings start as the tokenizer's codes (paper, 2.2); the file that holds them."""
-    import torch
-    from torch.nn import functional
-
-    from tokenize_offline import checkpoint
-    from trainer import codebook
-
-    path = Path(output) / "codebook.safetensors"
-    quantizer = checkpoint.load(tokenizer).quantizer
-    halves = (quantizer.semantic, quantizer.pixel)
-    units = torch.cat([functional.normalize(half, dim=1) for half in halves], dim=1)
-    codebook.write(path, units, checkpoint.identity(tokenizer))
-    return path
+def _with_codebook(config: TrainConfig, tokenizer: str) -> TrainConfig:
+    """Visual embeddings start as the tokenizer's codes (paper, 2.2)."""
+    path = f"{config.output}/{CODEBOOK}"
+    write_codebook(path, tokenizer)
+    return replace(config, codebook=path)
 
 
 def train_state(recipe: Recipe, packs: TableRecord) -> State:

@@ -48,8 +48,7 @@ def run(
             raise ConfigError(f"recipe {name} has no `{section}` section: add one")
     check(recipe)
     train_config(recipe)  # its mistakes, too, are told before the work
-    key = recipe.captions.operator.api_key_env
-    with session(address, num_cpus, (key,) if key else ()):
+    with session(address, num_cpus, recipe.secrets):
         require_pools(recipe, curate_only=last == "curate")
         documents = curate(recipe)
         tokens: list[TableRecord] = []
@@ -93,7 +92,8 @@ def pack_phase(recipe: Recipe, tokens: TableRecord, *replicas: TableRecord) -> P
     decisions = tuple(record for record in found if record is not None)
     name = recipe.tokens_name
     whole = PackComponent(name, tokens, replicas, decisions, pack.copies)
-    return PackPhase(name, (whole,), pack.packing, of, pack.slicing)
+    tokenizer = recipe.tokenize.operator.checkpoint if recipe.tokenize else ""
+    return PackPhase(name, (whole,), pack.packing, of, pack.slicing, tokenizer=tokenizer)
 
 
 def train_only(name: str, overrides: Sequence[str] = ()) -> None:

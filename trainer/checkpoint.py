@@ -38,8 +38,9 @@ def save(
     first = torch.distributed.get_rank() == 0
     final = folder / f"step-{progress.step:08d}"
     writing = folder / f".{final.name}.writing"
-    if first:  # what a killed run left
-        shutil.rmtree(writing, ignore_errors=True)
+    if first:  # what a killed run left, of whatever step
+        for left in folder.glob(".step-*.writing"):
+            shutil.rmtree(left)
     torch.distributed.barrier()
     # The loop draws nothing at random, so one rank's state stands for all.
     engine.save_checkpoint(
@@ -54,7 +55,6 @@ def save(
             "identity": dict(identity),
         }
         (writing / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
         writing.rename(final)
         for old in complete(folder)[:-keep]:
             shutil.rmtree(old)
@@ -105,7 +105,13 @@ def convert(checkpoint: Path) -> bool:
     return True
 
 
-def load(checkpoint: Path, engine: Any) -> Progress:
+def reached(checkpoint: Path) -> Progress:
+    """How far the run was."""
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return Progress(state["step"], state["packs_consumed"])
+
+
+def load(checkpoint: Path, engine: Any) -> None:
     """Restore parameters, optimiser and random state into ``engine``."""
     groups = engine.optimizer.param_groups
     settings = [{name: group[name] for name in ("weight_decay", "betas")} for group in groups]
@@ -123,5 +129,3 @@ def load(checkpoint: Path, engine: Any) -> Progress:
         for moments in engine.optimizer.optimizer.state.values():
             moments["step"] = moments["step"].clone()
     torch.set_rng_state(client_state["rng"])
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return Progress(state["step"], state["packs_consumed"])

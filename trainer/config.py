@@ -80,7 +80,8 @@ class TrainConfig:
     packs: str  # folder with packs.json
     output: str  # log.jsonl and checkpoints/ go here; a run found there is continued
     steps: int
-    codebook: str | None = None  # safetensors of the tokenizer's codebook; null: random embeddings
+    # Safetensors of the tokenizer's codebook; null: the packs' own, without one random embeddings.
+    codebook: str | None = None
     initialise_from: str | None = None  # an exported model, or a Qwen2.5 by hub id or folder
     code_dim: int = 40  # width of the visual embeddings where no codebook says it
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -99,6 +100,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     recompute: bool = False  # layers in the backward pass: far less memory for a third more time
     seed: int = 0
+    # Read all packs of the run once before its first step, each rank its share: 3 s per GB of it.
+    verify_packs: bool = True
     reader_workers: int = 0  # processes that read ahead; 0 reads between the steps
     peak_tflops: float | None = None  # of a rank, in the run's type; null: no MFU in the log
     num_threads: int | None = None  # CPU threads per rank; null: as torch and the environment say

@@ -81,17 +81,27 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=model.to(device),
         optimizer=optimizer,
-        config={
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": config.micro_batches,
-            "gradient_clipping": config.gradient_clip,
-            "zero_optimization": {"stage": config.zero_stage},
-            "bf16": {"enabled": device.type == "cuda"},
-            "checkpoint": {"load_universal": universal},
-            "steps_per_print": 10**9,  # the loop has its own log
-        },
+        config=settings(config, bf16=device.type == "cuda", universal=universal),
     )
     return engine
+
+
+def settings(config: TrainConfig, *, bf16: bool, universal: bool = False) -> dict[str, Any]:
+    """What DeepSpeed is told."""
+    told: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": config.micro_batches,
+        "gradient_clipping": config.gradient_clip,
+        "zero_optimization": {"stage": config.zero_stage},
+        "bf16": {"enabled": bf16},
+        "checkpoint": {"load_universal": universal},
+        "steps_per_print": 10**9,  # the loop has its own log
+    }
+    if config.zero_stage >= 2:
+        # Else DeepSpeed adds micro-batches up in bf16, where small gradients get lost. Without ZeRO
+        # it refuses this; at stage 1 it would take another optimiser, with files of its own.
+        told["data_types"] = {"grad_accum_dtype": "fp32"}
+    return told
 
 
 def gradient_norm(engine: Any) -> Tensor | None:

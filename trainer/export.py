@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors.torch import save_file
 
 from infra.config import ConfigError, build
 from infra.layout import Vocabulary
@@ -73,27 +73,41 @@ def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype = torc
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"checkpoint {checkpoint} is damaged: {reason}") from None
-    num_codes = len(weights["vision.codebook"])
     facts = ModelFacts(
         build(ModelConfig, shape),
-        num_codes,
-        len(weights["embed_tokens.weight"]) - 2,
+        weights["vision.codebook"].shape[0],
+        weights["embed_tokens.weight"].shape[0] - 2,
         code_dim,
         identity["tokenizer"],
         identity["vocabulary"],
         state["step"],
     )
-    from huggingface_hub import save_torch_state_dict
-
     folder.mkdir(parents=True, exist_ok=True)
-    # Copies: DeepSpeed's are views of one flat tensor, which safetensors refuses.
-    copies = {name: value.detach().to(dtype, copy=True) for name, value in weights.items()}
-    save_torch_state_dict(copies, folder)
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # the library leaves them to their owner alone
+    _save(weights, folder, dtype)
     beside = folder / f".{CONFIG}.writing"
     beside.write_text(json.dumps(asdict(facts), indent=2) + "\n", encoding="utf-8")
     os.replace(beside, folder / CONFIG)
+
+
+def _save(weights: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
+    """Write ``weights`` file by file, of which one alone is gathered and converted in memory."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    for left in folder.glob("model*.safetensors*"):  # of an export that was killed
+        left.unlink()
+    shapes = {
+        name: torch.empty(value.shape, dtype=dtype, device="meta")
+        for name, value in weights.items()
+    }
+    split = split_torch_state_dict_into_shards(shapes)
+    for name, tensors in split.filename_to_tensors.items():
+        # Copies: DeepSpeed's are views of one flat tensor, which safetensors refuses.
+        copies = {of: weights.pop(of).contiguous().to(dtype, copy=True) for of in tensors}
+        save_file(copies, folder / name, {"format": "pt"})
+        (folder / name).chmod(0o644)  # the library leaves it to its owner alone
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -163,21 +177,24 @@ def stored_tensors(folder: str | Path) -> dict[str, Any]:
     return found
 
 
-def _weights(engine: Path, zero_stage: int) -> dict[str, Tensor]:
-    """The parameters of DeepSpeed's files, wherever they are sharded; fp32 under ZeRO."""
+def _weights(engine: Path, zero_stage: int) -> dict[str, Any]:
+    """The parameters of DeepSpeed's files, wherever they are sharded; fp32 under ZeRO.
+
+    Each has a shape, and becomes a tensor by ``contiguous()``: those of ZeRO-3 are read only then.
+    """
     if zero_stage:
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it guesses
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it tells a lot
-            gathered: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
-                str(engine.parent), tag=engine.name
+            gathered: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(
+                str(engine.parent), tag=engine.name, lazy_mode=True
             )
         return gathered
     file = engine / "mp_rank_00_model_states.pt"
-    states = torch.load(file, map_location="cpu", weights_only=False)
-    weights: dict[str, Tensor] = states["module"]
+    states = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
+    weights: dict[str, Any] = states["module"]
     return weights
 
 

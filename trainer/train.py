@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch.utils.data import DataLoader
 
@@ -34,6 +32,7 @@ from trainer.batch import PackTensors, pack_tensors
 from trainer.checkpoint import Progress
 from trainer.config import ModelConfig, TrainConfig
 from trainer.engine import build_engine, gradient_norm, process_group
+from trainer.intact import check_packs, check_shards
 from trainer.log import StepLog, StepTotals
 from trainer.model import Decoder
 from trainer.pretrained import initialise
@@ -61,12 +60,11 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
     for packs that cannot be read.
     """
     packs = open_packs(config.packs)
-    _check_shards(packs)
+    check_shards(packs)
     vocabulary = packs.facts.vocabulary
     vectors = None
-    if config.codebook is not None:
-        tokenizer = packs.facts.tokenizer_id
-        vectors = codebook.read(config.codebook, vocabulary.num_codes, tokenizer)
+    if path := config.codebook or codebook.of_packs(packs):
+        vectors = codebook.read(path, vocabulary.num_codes, packs.facts.tokenizer_id)
     code_dim = config.code_dim if vectors is None else vectors.shape[1]
     output = Path(config.output)
     checkpoints, log_path = output / "checkpoints", output / "log.jsonl"
@@ -81,10 +79,20 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
         steps = _num_steps(config, packs, ranks)
         identity = _identity(config, packs, code_dim, ranks * config.micro_batches)
         newest = next(reversed(checkpoint.complete(checkpoints)), None)
-        universal = False
         if newest:
             checkpoint.check(newest, identity)
-            universal = checkpoint.convert(newest)
+        progress = checkpoint.reached(newest) if newest else Progress()
+        resumed_from = progress.step
+        if config.verify_packs and progress.step < steps:
+            check_packs(
+                packs,
+                rank=rank,
+                ranks=ranks,
+                micro_steps=config.micro_batches,
+                packs_consumed=progress.packs_consumed % packs.num_packs,
+                steps=steps - progress.step,
+            )
+        universal = newest is not None and checkpoint.convert(newest)
 
         torch.manual_seed(config.seed)
         model = Decoder(config.model, vocabulary, code_dim)
@@ -95,8 +103,8 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
             facts = packs.facts
             initialise(model, config.initialise_from, facts.tokenizer_id, facts.vocabulary_id)
         engine = build_engine(model, config, device, universal)
-        progress = checkpoint.load(newest, engine) if newest else Progress()
-        resumed_from = progress.step
+        if newest:
+            checkpoint.load(newest, engine)
         if rank == 0:
             log.keep_until(log_path, progress.step)
 
@@ -222,25 +230,6 @@ def _tensors(vocabulary: Vocabulary, model: ModelConfig, alpha: float, pack: Pac
     return pack_tensors(layout(pack.segments, vocabulary), model, alpha, labels)
 
 
-def _check_shards(packs: Packs) -> None:
-    """Raises PackError for a shard that is missing or shorter than the index says.
-
-    Checksums are looked at pack by pack as they are read: all of them would take hours.
-    """
-    there = {path: size for path, size, _ in packs.storage.find()}
-    index = packs.index
-    ends = pc.add(index["offset"], index["length"])
-    last = (
-        pa.table([index["shard"], ends], ["shard", "end"])
-        .group_by("shard")
-        .aggregate([("end", "max")])
-    )
-    for shard, end in zip(last["shard"].to_pylist(), last["end_max"].to_pylist(), strict=True):
-        if there.get(shard, -1) < end:
-            found = f"has {there[shard]:,} bytes" if shard in there else "is not there"
-            raise PackError(f"shard {shard} of {packs.storage.root} {found}, needed are {end:,}")
-
-
 def _num_steps(config: TrainConfig, packs: Packs, ranks: int) -> int:
     per_step = ranks * config.micro_batches
     if packs.num_packs < per_step:
@@ -307,7 +296,8 @@ def main(arguments: Sequence[str]) -> None:
 
     try:
         config = load(TrainConfig, recipe, overrides)
-        if config.codebook is None and config.initialise_from is None:
+        known = config.initialise_from or config.codebook
+        if not known and codebook.of_packs(open_packs(config.packs)) is None:
             print("no codebook, no model to start from: visual embeddings start at random")
         train(config, show)
     except (ConfigError, PackError, FloatingPointError) as error:

@@ -80,6 +80,15 @@ def rows_of(storage, record):
     return pa.concat_tables([storage.read_table(path) for path in record.facts["plan"]])
 
 
+def test_the_tokenizer_is_told_for_its_codebook_and_changes_no_pack(workspace):
+    own, carried = (
+        mixture_phase(mixture_of(workspace, T2I, FILM, **more))
+        for more in ({"tokenizer": "ours.safetensors"}, {})
+    )
+    assert (own.tokenizer, carried.tokenizer) == ("ours.safetensors", "")
+    assert own.fingerprint == carried.fingerprint
+
+
 def test_shares_are_met_overall_and_in_every_stretch(workspace):
     mixture = mixture_of(workspace, TEXT, T2I, FILM)
     record = write_packs(workspace, mixture_phase(mixture))

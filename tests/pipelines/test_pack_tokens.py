@@ -16,12 +16,15 @@ from infra.schema import DECISIONS, TOKENS
 from infra.segments import Image, Text, count
 from infra.storage import Storage
 from packing.cost import coefficients, cost, qwen2_5_7b
+from packing.packs import CODEBOOK
 from packing.plan import Packing, plan
 from packing.reader import open_packs, read_pack
 from packing.slices import Slicing
 from pipelines.lengths import read_packs
 from pipelines.pack_tokens import PackComponent, PackPhase, write_packs
 from pipelines.replicas import replica_table
+from tokenize_offline import checkpoint
+from trainer import codebook
 
 NUM_SCALES = 4
 FACTS = {
@@ -159,6 +162,24 @@ def test_every_document_comes_back_once_with_its_codes(tokens, ray_session):
         assert np.array_equal(text.ids, wanted_text.ids)
         assert np.array_equal(image.input_codes, wanted_image.input_codes)
         assert np.array_equal(image.target_codes, wanted_image.target_codes)
+
+
+def test_packs_carry_the_codebook_of_their_own_tokenizer_and_no_other(tokens, ray_session):
+    storage, record, _ = tokens
+    foreign = phase_of(record)
+    write_packs(storage, foreign)
+    assert not storage.exists(f"{foreign.folder}/{CODEBOOK}")
+    identity, num_codes = checkpoint.identity(), checkpoint.read_settings().num_codes
+    facts = FACTS | {"tokenizer_id": identity, "num_codes": num_codes}
+    own = phase_of(dataclasses.replace(record, facts=facts, fingerprint="e" * 32))
+    write_packs(storage, own)
+    found = codebook.of_packs(open_packs(storage.path(own.table)))
+    assert found == storage.path(f"{own.folder}/{CODEBOOK}")
+    assert len(codebook.read(found, num_codes, identity)) == num_codes
+    nowhere = dataclasses.replace(own, name="other", tokenizer="nowhere.safetensors")
+    with pytest.raises(ConfigError, match=r"nowhere\.safetensors does not exist"):
+        write_packs(storage, nowhere)
+    assert not storage.exists(nowhere.table)
 
 
 def test_a_run_that_stopped_between_shards_goes_on(tokens, ray_session, monkeypatch):

@@ -13,6 +13,14 @@ def test_round_trip(tmp_path):
     assert torch.equal(codebook.read(tmp_path / "new/codebook.safetensors", 7, "id-a"), vectors)
 
 
+def test_a_bucket_holds_one_too(s3):
+    vectors = torch.randn(7, 3)
+    codebook.write(f"{s3}/packs/codebook.safetensors", vectors, "id-a")
+    assert torch.equal(codebook.read(f"{s3}/packs/codebook.safetensors", 7, "id-a"), vectors)
+    with pytest.raises(ConfigError, match="not readable"):
+        codebook.read(f"{s3}/nowhere/codebook.safetensors", 7, "id-a")
+
+
 def test_foreign_or_damaged_files_are_refused(tmp_path):
     path = tmp_path / "codebook.safetensors"
     codebook.write(path, torch.randn(7, 3), "id-a")

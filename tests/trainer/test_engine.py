@@ -1,9 +1,12 @@
 """DeepSpeed's set-up: a group of one without a launcher, the weight decay's groups."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from trainer.config import ModelConfig, TrainConfig
-from trainer.engine import build_engine, process_group
+from trainer.engine import build_engine, process_group, settings
 
 CONFIG = TrainConfig("packs", "out", 1, model=ModelConfig(), weight_decay=0.1, micro_batches=3)
 
@@ -25,4 +28,25 @@ def test_matrices_decay_and_vectors_do_not():
         assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
         assert engine.zero_optimization_stage() == 2
         assert engine.gradient_accumulation_steps() == 3
+        engine.destroy()
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_many_small_gradients_in_bf16_are_added_up_in_fp32(zero_stage):
+    """1 + 255 x 2^-10 is 1.249: bf16 has 8 bits, so that 1 + 2^-10 would stay 1."""
+    import deepspeed
+
+    steps = [1.0] + [2**-10] * 255
+    model = torch.nn.Linear(1, 1, bias=False)
+    of = replace(CONFIG, micro_batches=len(steps), zero_stage=zero_stage, gradient_clip=1e9)
+    with process_group():
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=settings(of, bf16=True)
+        )
+        for value in steps:
+            loss = engine(torch.tensor([[value]], dtype=torch.bfloat16)).sum()
+            engine.backward(loss * len(steps))  # which divides by their number
+            engine.step()
+        assert float(engine.get_global_grad_norm()) == pytest.approx(sum(steps), rel=1e-3)
         engine.destroy()

@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -49,6 +51,28 @@ def test_the_config_says_what_the_model_is(exported):
 def test_weights_are_stored_in_bf16_unless_asked_otherwise(config, tmp_path):
     export(train(replace(config, steps=1)).checkpoint, tmp_path / "model")
     assert {p.dtype for p in load_model(tmp_path / "model").parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_large_models_come_in_several_files_and_are_the_same(
+    config, tmp_path, monkeypatch, zero_stage
+):
+    checkpoint = train(replace(config, steps=1, zero_stage=zero_stage)).checkpoint
+    export(checkpoint, tmp_path / "one")
+    small = partial(huggingface_hub.split_torch_state_dict_into_shards, max_shard_size=20_000)
+    monkeypatch.setattr(huggingface_hub, "split_torch_state_dict_into_shards", small)
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many/model-00099-of-00099.safetensors").write_bytes(
+        b"of an export that was killed"
+    )
+    export(checkpoint, tmp_path / "many")
+    index = json.loads((tmp_path / "many/model.safetensors.index.json").read_text())
+    files = {path.name for path in (tmp_path / "many").glob("*.safetensors")}
+    assert set(index["weight_map"].values()) == files
+    assert len(files) > 3
+    one, many = (load_model(tmp_path / name).state_dict() for name in ("one", "many"))
+    assert index["weight_map"].keys() == one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
 
 
 def test_wrong_folders_and_weights_are_told_in_one_line(exported, tmp_path):

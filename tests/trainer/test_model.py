@@ -9,19 +9,9 @@ import torch
 from infra.layout import Image, Text, Vocabulary, layout
 from infra.schedules import SCHEDULES
 from trainer.batch import pack_tensors
-from trainer.config import ModelConfig
-from trainer.model import Decoder
 
-VOCABULARY = Vocabulary(num_codes=40, text_size=30)
-TINY = ModelConfig(hidden_size=48, intermediate_size=64, num_layers=2, num_heads=4,
-                   num_kv_heads=2, head_dim=16, mrope_sections=(2, 3, 3), init_std=0.3)  # fmt: skip
+VOCABULARY = Vocabulary(num_codes=40, text_size=30)  # of `model`
 WIDE, TALL = SCHEDULES[38].index, SCHEDULES[2].index
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return Decoder(TINY, VOCABULARY, code_dim=6).eval()
 
 
 def _image(schedule=WIDE, scales=4, role="target", seed=0, loss=True):
@@ -41,13 +31,13 @@ def _documents():
     ]
 
 
-def _tensors(documents, alpha=0.9):
-    return pack_tensors(layout(documents, VOCABULARY), TINY, alpha)
+def _tensors(model, documents):
+    return pack_tensors(layout(documents, VOCABULARY), model.config, 0.9)
 
 
 def _logits(model, documents):
     with torch.inference_mode():
-        return model.logits(_tensors(documents))
+        return model.logits(_tensors(model, documents))
 
 
 def test_changing_one_document_changes_no_logit_of_another(model):
@@ -142,7 +132,7 @@ def test_boi_knows_the_number_of_scales(model):
 
 def _gradients(model, documents, loss_scale=1.0):
     model.zero_grad(set_to_none=True)
-    loss = model(_tensors(documents)).loss
+    loss = model(_tensors(model, documents)).loss
     (loss * loss_scale).backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -161,22 +151,22 @@ def test_packed_loss_is_the_sum_of_unpacked_losses(model):
 def test_every_parameter_gets_a_gradient_from_a_pack_without_images(model):
     """ZeRO ranks must agree on which gradients exist, whatever their packs hold."""
     model.zero_grad(set_to_none=True)
-    model(_tensors([[_text(1, 2, 3)]])).loss.backward()
+    model(_tensors(model, [[_text(1, 2, 3)]])).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
     assert not model.vision.codebook.grad.any()
 
 
 def test_bf16_gives_nearly_the_same_loss_and_finite_gradients(model):
-    expected = model(_tensors(_documents())).loss
+    expected = model(_tensors(model, _documents())).loss
     half = copy.deepcopy(model).bfloat16()
-    loss = half(_tensors(_documents())).loss
+    loss = half(_tensors(model, _documents())).loss
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
     assert all(torch.isfinite(p.grad).all() for p in half.parameters())
 
 
 def test_recomputed_layers_run_twice_and_change_no_gradient(model):
-    pack = _tensors(_documents())
+    pack = _tensors(model, _documents())
     model.zero_grad()
     model(pack).loss.backward()
     stored = [parameter.grad.clone() for parameter in model.parameters()]

@@ -1,69 +1,90 @@
 """Sampling agrees with training: what the cache gives, a whole forward pass gives too."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from infra.layout import Image, Text, Vocabulary, layout
+from infra.layout import Image, Text, layout
 from infra.schedules import SCHEDULES
+from trainer import sampling
 from trainer.batch import pack_tensors
-from trainer.config import ModelConfig
 from trainer.model import Decoder
 from trainer.sampling import Sampling, draw, sample_image
 
-VOCABULARY = Vocabulary(num_codes=40, text_size=30)
-TINY = ModelConfig(hidden_size=48, intermediate_size=64, num_layers=2, num_heads=4,
-                   num_kv_heads=2, head_dim=16, mrope_sections=(2, 3, 3), init_std=0.3)  # fmt: skip
 PROMPT = [Text(np.array([3, 1, 4, 1, 5]))]
 GREEDY = Sampling(temperature=0)
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return Decoder(TINY, VOCABULARY, code_dim=6).eval()
+def _image(schedule, num_scales, role, seed):
+    codes = np.random.default_rng(seed).integers(0, 40, SCHEDULES[schedule].num_codes(num_scales))
+    return Image(schedule, num_scales, codes, codes, role)
+
+
+# A document with two images before the one that is sampled: one that it wrote, one that it was
+# shown, in other shapes and numbers of scales.
+STORY = [
+    *PROMPT, _image(33, 5, "target", 6), Text(np.array([2, 7])), _image(3, 3, "condition", 5),
+    Text(np.array([9])),
+]  # fmt: skip
 
 
 def whole_logits(model, prompt, schedule, codes, num_scales):
     """[N, num_codes] of the positions that predict the image's codes, in one forward pass."""
     image = Image(schedule, num_scales, codes, codes)
-    sequence = layout([[*prompt, image]], VOCABULARY)
+    sequence = layout([[*prompt, image]], model.vocabulary)
     with torch.inference_mode():
-        logits = model.logits(pack_tensors(sequence, TINY, 0.9))
+        logits = model.logits(pack_tensors(sequence, model.config, 0.9))
     start = sequence.images[-1].start
-    return logits[start : start + len(codes), VOCABULARY.first_code :]
+    return logits[start : start + len(codes), model.vocabulary.first_code :]
 
 
+@pytest.fixture
+def cached_logits(monkeypatch):
+    """What the codes of each sampled image were drawn from, scale after scale."""
+    seen = []
+
+    def spy(logits, *rest):
+        seen.append(logits)
+        return draw(logits, *rest)
+
+    monkeypatch.setattr(sampling, "draw", spy)
+    return seen
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("schedule", [0, 20, 40])
-@pytest.mark.parametrize("image_positions", ["absolute", "follow_text"])
-def test_greedy_codes_are_the_likeliest_of_a_whole_forward_pass(schedule, image_positions):
-    torch.manual_seed(1)
-    config = ModelConfig(**(vars(TINY) | {"image_positions": image_positions}))
-    model = Decoder(config, VOCABULARY, code_dim=6).eval()
-    prompt = [*PROMPT, *_condition(), Text(np.array([9]))]
-    codes = sample_image(model, prompt, schedule, 6, GREEDY)
+@pytest.mark.parametrize(
+    "choices",
+    [{}, {"image_positions": "follow_text"}, {"text_after_image": "behind"}],
+)
+def test_cached_logits_are_those_of_a_whole_forward_pass(
+    model, cached_logits, schedule, choices, guidance
+):
+    """Drawn at random, so that a code that is not the likeliest is read by the scales after it."""
+    of = Decoder(replace(model.config, **choices), model.vocabulary, code_dim=6).eval()
+    of.load_state_dict(model.state_dict())
+    codes = sample_image(of, STORY, schedule, 6, Sampling(guidance=guidance, seed=3))
     assert len(codes) == SCHEDULES[schedule].num_codes(6)
+    expected = whole_logits(of, STORY, schedule, codes, 6)
+    if guidance != 1:
+        without = whole_logits(of, [], schedule, codes, 6)
+        expected = without + guidance * (expected - without)
+    found = torch.cat(cached_logits)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    assert expected.std() > 1  # equal because they agree, not because nothing matters
+    assert codes.tolist() != expected.argmax(dim=1).tolist()
+
+
+def test_greedy_codes_are_the_likeliest_of_a_whole_forward_pass(model):
+    codes = sample_image(model, STORY, 20, 6, GREEDY)
     assert len(set(codes.tolist())) > 3
-    image = Image(schedule, 6, codes, codes)
-    pack = pack_tensors(layout([[*prompt, image]], VOCABULARY), config, 0.9)
-    with torch.inference_mode():
-        logits = model.logits(pack)[:, VOCABULARY.first_code :]
-    start = pack.num_tokens - len(codes) - 1
-    expected = logits[start : start + len(codes)].argmax(dim=1)
-    assert codes.tolist() == expected.tolist()
+    assert codes.tolist() == whole_logits(model, STORY, 20, codes, 6).argmax(dim=1).tolist()
 
 
-def _condition():
-    codes = np.random.default_rng(5).integers(0, 40, SCHEDULES[3].num_codes(3))
-    return [Image(3, 3, codes, codes, "condition")]
-
-
-def test_guidance_mixes_the_logits_with_and_without_the_prompt(model):
+def test_guidance_moves_the_codes_and_needs_a_prompt(model):
     codes = sample_image(model, PROMPT, 20, 4, Sampling(temperature=0, guidance=3.0))
-    with_prompt = whole_logits(model, PROMPT, 20, codes, 4)
-    without = whole_logits(model, [], 20, codes, 4)
-    mixed = without + 3.0 * (with_prompt - without)
-    assert codes.tolist() == mixed.argmax(dim=1).tolist()
     plain = sample_image(model, PROMPT, 20, 4, GREEDY)
     assert codes.tolist() != plain.tolist()
     alone = sample_image(model, [], 20, 4, GREEDY)
@@ -93,8 +114,8 @@ def test_draws_follow_the_chances():
 def test_top_k_and_top_p_leave_what_a_search_leaves(top_k, top_p):
     torch.manual_seed(2)
     logits = 2 * torch.randn(3, 7)
-    sampling = Sampling(top_k=top_k, top_p=top_p)
-    drawn = draw(logits.repeat(4_000, 1), sampling, torch.Generator().manual_seed(0))
+    of = Sampling(top_k=top_k, top_p=top_p)
+    drawn = draw(logits.repeat(4_000, 1), of, torch.Generator().manual_seed(0))
     for row in range(3):
         ranked = sorted(range(7), key=lambda code: -logits[row, code])
         ranked = ranked[: top_k or 7]

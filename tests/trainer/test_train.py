@@ -1,22 +1,20 @@
 """The loop on packs of made-up documents: learns, resumes bit for bit, refuses what is foreign."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from infra import config as recipes
 from infra.config import ConfigError
 from packing.cost import flops
+from packing.packs import CODEBOOK
 from packing.reader import PackError, open_packs
-from packing.shards import shard_name
 from trainer import codebook
 from trainer.config import TrainConfig
 from trainer.model import Decoder
@@ -26,19 +24,7 @@ ROOT = Path(__file__).parents[2]
 SCALES, NUM_CODES = 4, 40  # of `write_packs`
 
 
-def _log(config: TrainConfig) -> list[dict]:
-    lines = (Path(config.output) / "log.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def _untimed(entries: list[dict]) -> list[dict]:
-    return [
-        {k: v for k, v in e.items() if k not in ("duration_s", "data_s", "tokens_per_s")}
-        for e in entries
-    ]
-
-
-def test_loss_goes_down_in_both_modalities_and_every_scale(config):
+def test_loss_goes_down_in_both_modalities_and_every_scale(config, log_of):
     seen = []
     result = train(replace(config, steps=30), lambda entry, steps: seen.append((entry, steps)))
     first, last = seen[0][0], seen[-1][0]
@@ -51,28 +37,28 @@ def test_loss_goes_down_in_both_modalities_and_every_scale(config):
     assert last.scale_losses[SCALES:] == [None] * (18 - SCALES)
     assert last == result.last
     assert (result.steps, result.packs_consumed) == (30, 60)
-    assert [entry["step"] for entry in _log(config)] == list(range(1, 31))
+    assert [entry["step"] for entry in log_of(config)] == list(range(1, 31))
     assert seen[-1][1] == 30
 
 
-def test_a_finished_run_has_nothing_left_to_do(config):
+def test_a_finished_run_has_nothing_left_to_do(config, log_of):
     train(config)
-    before = _log(config)
+    before = log_of(config)
     again = train(config)
     assert (again.steps, again.resumed_from, again.last) == (6, 6, None)
-    assert _log(config) == before
+    assert log_of(config) == before
 
 
-def test_packs_that_fill_no_step_are_left_out_of_every_epoch(config):
+def test_packs_that_fill_no_step_are_left_out_of_every_epoch(config, log_of):
     train(replace(config, micro_batches=4, steps=3, epochs=3))  # 6 packs: 4 used, 2 dropped
-    assert [entry["packs_consumed"] for entry in _log(config)] == [4, 10, 16]
+    assert [entry["packs_consumed"] for entry in log_of(config)] == [4, 10, 16]
     one_epoch = replace(config, steps=100, epochs=1, output=config.output + "-2")
     assert train(one_epoch).steps == 3
 
 
-def test_the_log_tells_tasks_sources_and_the_share_of_the_peak(config):
+def test_the_log_tells_tasks_sources_and_the_share_of_the_peak(config, log_of):
     train(replace(config, steps=4, micro_batches=4, peak_tflops=1e-3))
-    entries = _log(config)
+    entries = log_of(config)
     packs = open_packs(config.packs)
     shape = config.model.shape(packs.facts.vocabulary)
     for entry in entries:
@@ -86,7 +72,9 @@ def test_the_log_tells_tasks_sources_and_the_share_of_the_peak(config):
         assert done == pytest.approx(flops(*counts, shape).sum())
 
 
-def test_a_device_too_small_for_the_longest_pack_is_told_before_the_first_step(config, monkeypatch):
+def test_a_device_too_small_for_the_longest_pack_is_told_before_the_first_step(
+    config, monkeypatch, log_of
+):
     """Stands in for a GPU: the longest of the packs has no room there."""
     index = open_packs(config.packs).index
     sizes = index["num_tokens"].to_pylist()
@@ -101,17 +89,17 @@ def test_a_device_too_small_for_the_longest_pack_is_told_before_the_first_step(c
     place = sizes.index(max(sizes))
     with pytest.raises(ConfigError, match=f"the longest pack, {place} with {max(sizes)} tokens"):
         train(config)
-    assert _log(config) == []
+    assert log_of(config) == []
 
 
-def test_gradient_accumulation_weighs_all_positions_alike(config):
+def test_gradient_accumulation_weighs_all_positions_alike(config, log_of):
     """Pack weights differ, yet the first step's loss is the mean over all of its positions."""
     train(replace(config, steps=1, micro_batches=6))
     train(
         replace(config, steps=3, micro_batches=2, learning_rate=1e-12, output=config.output + "2")
     )
-    together = _log(config)[0]
-    parts = _log(replace(config, output=config.output + "2"))
+    together = log_of(config)[0]
+    parts = log_of(replace(config, output=config.output + "2"))
     assert together["num_tokens"] == sum(part["num_tokens"] for part in parts)
     # the weights of an image add up to its codes; the last token of each document has no target
     weights = [part["num_tokens"] - 6 for part in parts]
@@ -119,96 +107,55 @@ def test_gradient_accumulation_weighs_all_positions_alike(config):
     assert together["loss"] == pytest.approx(mean, rel=1e-5)
 
 
-KILLED = """
-import os, signal, sys
-from infra.config import load
-from trainer.config import TrainConfig
-from trainer.model import Decoder
-from trainer.train import main, train
-def kill(entry, steps):
-    if entry.step == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-train(load(TrainConfig, sys.argv[1]), kill)
-"""
+@dataclass(frozen=True)
+class Runs:
+    """One run on one rank, on two, begun by one and ended by two, the other way; and a longer."""
+
+    one: TrainConfig
+    two: TrainConfig
+    one_then_two: TrainConfig
+    two_then_one: TrainConfig
+    whole: TrainConfig
 
 
-def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path):
-    config = replace(config, steps=9)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(recipes.as_dict(config)))
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(recipe)], cwd=ROOT, check=False)
-    assert killed.returncode == -9
-    assert [entry["step"] for entry in _log(config)] == [1, 2, 3, 4, 5]
-    # what a kill in the middle of writing leaves
-    (Path(config.output) / "checkpoints/.step-00000006.writing/engine").mkdir(parents=True)
-    with (Path(config.output) / "log.jsonl").open("a") as file:
-        file.write('{"step": 6, "lo')
-
-    resumed = train(config)
-    whole = replace(config, output=config.output + "-whole")
-    uninterrupted = train(whole)
-
-    assert (resumed.resumed_from, uninterrupted.resumed_from) == (4, 0)
-    assert _untimed(_log(config)) == _untimed(_log(whole))
-    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
-        ours, theirs = (
-            torch.load(result.checkpoint / "engine" / name, weights_only=False)
-            for result in (resumed, uninterrupted)
+@pytest.fixture(scope="module")
+def elastic(two_ranks, launch, tmp_path_factory) -> dict[str, Runs]:
+    """6 steps, then 3 more; the same packs per step, whatever the number of ranks."""
+    made = {}
+    for name, two in two_ranks.items():
+        folder = tmp_path_factory.mktemp("elastic")
+        one, one_then_two, two_then_one, whole = (
+            replace(two, micro_batches=micro, steps=steps, output=str(folder / label))
+            for label, micro, steps in (("a", 2, 6), ("b", 1, 9), ("c", 2, 9), ("d", 2, 9))
         )
-        tensors = list(_tensors(ours))
-        assert tensors
-        assert all(map(torch.equal, tensors, _tensors(theirs)))
-    assert len(list((Path(config.output) / "checkpoints").iterdir())) == 2
-
-
-def _tensors(tree):
-    if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, dict | list | tuple):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from _tensors(value)
+        train(one)
+        shutil.copytree(one.output, one_then_two.output)
+        shutil.copytree(two.output, two_then_one.output)
+        assert train(two_then_one).resumed_from == 6
+        train(whole)
+        made[name] = Runs(one, two, one_then_two, two_then_one, whole)
+    launch(folder, *(runs.one_then_two for runs in made.values()))
+    return made
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("variant", ["zero 0", "zero 2", "zero 3", "alignment"])
 def test_two_ranks_equal_one_rank_and_each_goes_on_with_the_others_checkpoint(
-    config, tmp_path, zero_stage
+    elastic, log_of, variant
 ):
     """The last pack has no image: one rank then trains on text alone beside one with images."""
-    config = replace(config, zero_stage=zero_stage)
-    two = replace(config, micro_batches=1, output=config.output + "-two")
-    _launch(two, tmp_path)
-    train(config)
-    _compare(config, two)
-
-    # The same packs per step on another number of ranks, in both directions.
-    train(replace(two, micro_batches=2, steps=9))
-    _launch(replace(config, micro_batches=1, steps=9), tmp_path)
-    whole = replace(config, steps=9, output=config.output + "-whole")
-    train(whole)
-    for resumed in (two, config):
-        assert [entry["step"] for entry in _log(resumed)] == list(range(1, 10))
-        _compare(whole, resumed)
-
-
-def _launch(config: TrainConfig, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(recipes.as_dict(config)))
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*run, "-m", "trainer.train", str(recipe)],
-        cwd=ROOT,
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-
-
-def _compare(one: TrainConfig, other: TrainConfig) -> None:
-    for ours, theirs in zip(_log(one), _log(other), strict=True):
-        assert ours["packs_consumed"] == theirs["packs_consumed"]
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
-        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)
+    runs = elastic[variant]
+    for found, expected in (
+        (runs.two, runs.one),
+        (runs.one_then_two, runs.whole),
+        (runs.two_then_one, runs.whole),
+    ):
+        ours, theirs = log_of(found), log_of(expected)
+        assert [entry["step"] for entry in ours] == list(range(1, found.steps + 1))
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine["packs_consumed"] == other["packs_consumed"]
+            assert mine["loss"] == pytest.approx(other["loss"], abs=1e-4)
+            assert mine["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -222,21 +169,36 @@ def _compare(one: TrainConfig, other: TrainConfig) -> None:
         {"reader_workers": 1},
     ],
 )
-def test_zero_stages_recomputing_and_reader_processes_change_no_loss(config, settings):
+def test_zero_stages_recomputing_and_reader_processes_change_no_loss(config, settings, log_of):
     train(replace(config, steps=3))
     other = replace(config, steps=3, output=config.output + "-other", **settings)
     train(other)
-    for ours, theirs in zip(_log(config), _log(other), strict=True):
+    for ours, theirs in zip(log_of(config), log_of(other), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
 
 
-def test_starts_from_the_tokenizers_codebook(config, tmp_path):
+def test_starts_from_the_tokenizers_codebook(config, tmp_path, weights_of):
     path = tmp_path / "codebook.safetensors"
     vectors = torch.randn(NUM_CODES, 6)
     codebook.write(path, vectors, "tokenizer-a")
     result = train(replace(config, steps=1, learning_rate=1e-12, codebook=str(path)))
-    states = torch.load(result.checkpoint / "engine/mp_rank_00_model_states.pt", weights_only=False)
-    torch.testing.assert_close(states["module"]["vision.codebook"], vectors)
+    torch.testing.assert_close(weights_of(result.checkpoint)["vision.codebook"], vectors)
+
+
+def test_the_codebook_beside_the_packs_is_taken_where_none_is_named(config, tmp_path, weights_of):
+    beside, other = torch.randn(2, NUM_CODES, 6)
+    codebook.write(Path(config.packs) / CODEBOOK, beside, "tokenizer-a")
+    still = replace(config, steps=1, learning_rate=1e-12)
+    found = weights_of(train(still).checkpoint)["vision.codebook"]
+    torch.testing.assert_close(found, beside)
+    codebook.write(tmp_path / "other.safetensors", other, "tokenizer-a")
+    named = replace(
+        still, codebook=str(tmp_path / "other.safetensors"), output=config.output + "-2"
+    )
+    torch.testing.assert_close(weights_of(train(named).checkpoint)["vision.codebook"], other)
+    codebook.write(Path(config.packs) / CODEBOOK, beside, "tokenizer-b")
+    with pytest.raises(ConfigError, match=r"of tokenizer tokenizer-b, the packs .* tokenizer-a"):
+        train(replace(config, output=config.output + "-3"))
 
 
 def test_a_codebook_of_another_tokenizer_is_refused_by_name(config, tmp_path):
@@ -274,30 +236,16 @@ def test_another_number_of_packs_per_step_does_not_continue_a_run(config):
         train(replace(config, steps=3, micro_batches=1))
 
 
-def test_settings_of_the_optimiser_are_those_of_the_run_that_goes_on(config):
+def test_settings_of_the_optimiser_are_those_of_the_run_that_goes_on(config, weights_of):
     """A larger decay from step 3 on is as if that step had been taken with it at once."""
     train(replace(config, steps=2, weight_decay=0.0))
-    train(replace(config, steps=3, weight_decay=0.9))
-    undecayed = replace(config, output=config.output + "-0", weight_decay=0.0)
-    train(replace(undecayed, steps=3))
-    norms = []
-    for run in (config, undecayed):
-        file = next(Path(run.output).glob("checkpoints/step-00000003/engine/mp_rank_00*"))
-        weights = torch.load(file, weights_only=False)["module"]
-        norms.append(float(weights["layers.0.mlp.up_proj.weight"].norm()))
+    decayed = train(replace(config, steps=3, weight_decay=0.9))
+    undecayed = train(replace(config, steps=3, output=config.output + "-0", weight_decay=0.0))
+    norms = [
+        weights_of(result.checkpoint)["layers.0.mlp.up_proj.weight"].norm()
+        for result in (decayed, undecayed)
+    ]
     assert norms[0] < 0.995 * norms[1]  # 1 - rate x decay = 0.991, once
-
-
-def test_shards_that_are_cut_or_missing_stop_before_the_first_step(config):
-    shard = Path(config.packs) / shard_name(0)
-    data = shard.read_bytes()
-    shard.write_bytes(data[:-5000])
-    with pytest.raises(PackError, match=rf"{shard.name} .* has {len(data) - 5000:,} bytes, needed"):
-        train(config)
-    shard.unlink()
-    with pytest.raises(PackError, match=rf"{shard.name} .* is not there"):
-        train(config)
-    assert not Path(config.output).exists()
 
 
 @pytest.mark.parametrize(
@@ -309,20 +257,12 @@ def test_shards_that_are_cut_or_missing_stop_before_the_first_step(config):
         (["RECIPE", "packs=nowhere"], "nowhere is no folder of packs"),
     ],
 )
-def test_mistakes_under_a_launcher_are_one_line(config, tmp_path, arguments, message):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(recipes.as_dict(config)))
+def test_mistakes_under_a_launcher_are_one_line(config, tmp_path, write_recipe, arguments, message):
+    recipe = write_recipe(config, tmp_path / "recipe.yaml")
     with pytest.raises(SystemExit) as stopped:
         main([str(recipe) if word == "RECIPE" else word for word in arguments])
     assert message in str(stopped.value)
     assert "\n" not in str(stopped.value)
-
-
-def test_codes_outside_the_vocabulary_stop_the_run(config):
-    path = Path(config.packs) / "packs.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_codes": 5}))
-    with pytest.raises(ValueError, match=r"input codes reach from 0 to 9: they must lie in 0\.\.4"):
-        train(config)
 
 
 def test_importing_the_trainer_stays_light():
