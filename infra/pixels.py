@@ -51,10 +51,11 @@ _SIGNATURES = {
 
 
 class DecodeError(Exception):
-    """A file that is no usable picture.
+    """A file that is no usable picture, or no usable clip.
 
     ``type`` is one of ``empty``, ``unknown_format``, ``too_many_pixels``, ``truncated``,
-    ``unsupported_mode`` and ``corrupt``; the message says more, in one line.
+    ``unsupported_mode`` and ``corrupt``, or one of those of `infra.video`; the message says more,
+    in one line.
     """
 
     def __init__(self, type_: str, message: str) -> None:

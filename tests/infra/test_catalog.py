@@ -9,7 +9,7 @@ import pytest
 
 from infra import catalog
 from infra.runs import Part, TableRecord, save_record
-from infra.schema import DECISIONS, DOCUMENTS, ERROR, REJECTIONS, SAMPLES, TOKENS
+from infra.schema import DECISIONS, DOCUMENTS, ERROR, FRAMES, REJECTIONS, SAMPLES, TOKENS
 from infra.storage import Storage
 
 SCORES = pa.schema([("sample_id", pa.string()), ("width", pa.int32()), ERROR])
@@ -166,6 +166,103 @@ def test_verdicts_on_documents_are_rejections_in_the_ledger(tmp_path: Path, type
     [found] = rows(con, "SELECT status, reason FROM ledger WHERE sample_id = 's0'")
     status = "failed" if type_ == "truncated" else "rejected"
     assert found == (status, f"documents:{type_}")
+
+
+def candidate(time_s: float, class_: str, kept: bool = False) -> dict[str, Any]:
+    image = b"jpeg" if kept else None
+    return {"timestamp_s": time_s, "class": class_, "kept": kept, "flow": [0.5], "image": image}
+
+
+def put_frames(storage: Storage, level: int, errors: dict[str, dict[str, str]]) -> None:
+    rows = [
+        {
+            "sample_id": name,
+            "candidates": None if name in errors else [candidate(0.0, "object", kept=True)] * kept,
+            "num_candidates": None if name in errors else kept,
+            "num_kept": None if name in errors else kept,
+            "error": errors.get(name),
+        }
+        for name, kept in (("s0", 3), ("s3", 2), ("s4", 0))
+    ]
+    put(storage, f"frames/d-{level}", FRAMES, [rows], "sample_id")
+
+
+def test_candidates_are_rows_without_pictures(storage: Storage) -> None:
+    clips = [
+        {"sample_id": "s0", "candidates": [candidate(0.0, "object", True), candidate(2, "static")]},
+        {"sample_id": "s1", "candidates": []},
+        {"sample_id": "s2", "error": BAD},
+        {"sample_id": "s3", "candidates": [candidate(7.5, "cut")]},
+    ]
+    put(storage, "frames/d-256", FRAMES, [clips[:2], clips[2:]], "sample_id")
+    con = catalog.connect(storage)
+    found = con.execute("SELECT * FROM candidates ORDER BY sample_id, candidate").fetchall()
+    names = [name for name, *_ in con.description or ()]
+    assert names[:5] == ["dataset", "sample_id", "candidate", "timestamp_s", "class"]
+    assert "image" not in names
+    assert [row[:5] for row in found] == [
+        ("d-256", "s0", 0, 0.0, "object"),
+        ("d-256", "s0", 1, 2.0, "static"),
+        ("d-256", "s3", 0, 7.5, "cut"),
+    ]
+    assert rows(con, "SELECT count(*), count(error) FROM frames") == [(4, 1)]
+
+
+def test_frames_of_other_statistics_stand_beside_each_other(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    for name, statistic in (("old-256", "shake"), ("new-256", "tilt")):
+        told = [("class", pa.string()), (statistic, pa.float32()), ("image", pa.large_binary())]
+        schema = pa.schema([("sample_id", pa.string()), ("candidates", pa.list_(pa.struct(told)))])
+        clip = {"sample_id": name, "candidates": [{"class": "object", statistic: 0.5}]}
+        put(storage, f"frames/{name}", schema, [[clip]], "sample_id")
+    found = rows(
+        catalog.connect(storage),
+        "SELECT dataset, class, shake, tilt FROM candidates ORDER BY dataset",
+    )
+    assert found == [("new-256", "object", None, 0.5), ("old-256", "object", 0.5, None)]
+
+
+def test_the_ledger_knows_what_became_of_clips(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    fill(storage)
+    few = {"stage": "frames", "type": "too_few_frames", "message": "0 frames qualify"}
+    put_frames(storage, 256, {"s3": BAD, "s4": few})
+    sql = "SELECT sample_id, status, reason, num_kept FROM ledger ORDER BY sample_id"
+    # Documents have the last word: d3 has failed, d4 is there although these frames are too few.
+    assert rows(catalog.connect(storage), sql) == [
+        ("s0", "kept", None, 3),
+        ("s1", "failed", "probe:cut", None),
+        ("s2", "rejected", "small", None),
+        ("s3", "failed", "probe:cut", None),
+        ("s4", "kept", None, None),
+        ("s5", "rejected", "small", None),
+    ]
+    storage.remove("documents/d")
+    put_frames(storage, 512, {"s4": few})
+    found = rows(catalog.connect(storage), sql)
+    assert found[3:5] == [
+        ("s3", "failed", "probe:cut", 2),
+        ("s4", "rejected", "frames:too_few_frames", None),
+    ]
+
+
+def test_videos_and_shots_have_views(storage: Storage) -> None:
+    fill(storage)
+    videos = [{"sample_id": "v0", "source": "a", "key": "film.mp4", "media": "video"}]
+    put(storage, "videos/a", SAMPLES, [videos], "sample_id")
+    spans = pa.list_(pa.struct([("start_s", pa.float64()), ("end_s", pa.float64())]))
+    shots = pa.schema([("sample_id", pa.string()), ("spans", spans), ERROR])
+    cut = [{"sample_id": "v0", "spans": [{"start_s": 0.0, "end_s": 2.5}]}]
+    put(storage, "shots/a", shots, [cut], "sample_id")
+    con = catalog.connect(storage)
+    found = rows(
+        con,
+        "SELECT v.source, v.key, s.source, len(s.spans), s.spans[1].end_s "
+        "FROM videos AS v JOIN shots AS s USING (sample_id)",
+    )
+    assert found == [("a", "film.mp4", "a", 1, 2.5)]
+    assert rows(con, "SELECT count(*) FROM samples") == [(6,)]
+    assert rows(con, "SELECT count(*) FROM ledger") == [(6,)]
 
 
 def test_only_scores_that_a_dataset_was_decided_by_fail_its_samples(tmp_path: Path) -> None:
