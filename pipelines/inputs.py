@@ -16,7 +16,7 @@ from infra.schema import CAPTIONS, DOCUMENTS, SAMPLES, doc_id, uniform
 from infra.storage import Storage
 from pipelines.rules import value_sql
 from pipelines.source import Source
-from pipelines.sources import load_order, read_media
+from pipelines.sources import load_order, media_column, read_media
 
 SAMPLES_PER_MEDIA_PART = 2_048  # x 100 kB a picture: about 200 MB a file
 SAMPLES_PER_TEXT_PART = 65_536  # x 3 kB a page: as much
@@ -24,7 +24,7 @@ SAMPLES_PER_TEXT_PART = 65_536  # x 3 kB a page: as much
 
 @dataclass(frozen=True)
 class SampleInput:
-    """Samples of a source with their bytes; with a gate, only those that it lets through.
+    """Samples of a source with their media; with a gate, only those that it lets through.
 
     A group that did not see a sample has NULL for it, which a gate that asks does not let through.
     """
@@ -36,7 +36,7 @@ class SampleInput:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*SAMPLES.names, "bytes")
+        return (*SAMPLES.names, media_column(self.source))
 
     @property
     def is_remote(self) -> bool:
@@ -124,7 +124,7 @@ class KeptInput:
     def columns(self) -> tuple[str, ...]:
         added = [
             ("text", self.captions is not None),
-            ("bytes", self.media),
+            (media_column(self.parts[0].source) if self.parts else "bytes", self.media),
             ("task", self.document is not None),
             ("doc_id", self.document is not None),
         ]

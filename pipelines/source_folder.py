@@ -1,4 +1,4 @@
-"""A folder of images, any depth, with sidecars: ``a.jpg`` beside ``a.txt`` or ``a.json``."""
+"""A folder of images or videos, any depth, with sidecars: ``a.jpg`` beside ``a.txt`` or .json."""
 
 import json
 from typing import Any
@@ -8,13 +8,17 @@ import pyarrow as pa
 from infra.schema import sample_id
 from infra.storage import Storage
 from pipelines.source import Entry, File, Source
+from pipelines.spans import clip_key
 
 IMAGES = frozenset(["jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"])
+# No .gif: as a file of a source it is a picture.
+VIDEOS = frozenset("mp4 m4v mov mkv webm avi mpg mpeg ogv ts m2ts mts flv wmv 3gp mxf".split())
 SIDECARS = ("json", "txt")
 
 
 def list_entries(source: Source, files: list[File]) -> tuple[list[Entry], int]:
-    """Images with their sidecars, and how many other files there are."""
+    """Images or videos with their sidecars, and how many other files there are."""
+    suffixes = suffixes_of(source)
     sidecars: dict[str, File] = {}
     # Where there are both, the .json says more: it sorts first, the .txt does not replace it.
     for file in sorted(files):
@@ -25,7 +29,7 @@ def list_entries(source: Source, files: list[File]) -> tuple[list[Entry], int]:
     used: set[str] = set()
     for file in files:
         stem, _, suffix = file.uri.rpartition(".")
-        if suffix.lower() not in IMAGES or _is_hidden(file.uri):
+        if suffix.lower() not in suffixes or _is_hidden(file.uri):
             continue
         sidecar = sidecars.get(stem)
         if sidecar:
@@ -37,12 +41,17 @@ def list_entries(source: Source, files: list[File]) -> tuple[list[Entry], int]:
     return entries, left_out
 
 
+def suffixes_of(source: Source) -> frozenset[str]:
+    """How the names of the source's media end, in lower case."""
+    return VIDEOS if source.media == "video" else IMAGES
+
+
 def _is_hidden(uri: str) -> bool:
     return any(part.startswith(".") for part in uri.split("/"))
 
 
 def index(source: Source, storage: Storage, entries: pa.Table) -> list[dict[str, Any]]:
-    """One row of `samples` per image."""
+    """One row of `samples` per image or video."""
     paths = [uri for uri in entries["sidecar"].to_pylist() if uri]
     contents = storage.fs.cat_ranges(
         [storage.path(uri) for uri in paths],
@@ -62,15 +71,16 @@ def index(source: Source, storage: Storage, entries: pa.Table) -> list[dict[str,
             except ValueError as problem:
                 message = f"{entry['sidecar']}: {problem}"
                 error = {"stage": "index", "type": "bad_sidecar", "message": message}
+        key = clip_key(uri, source.video_stream)
         rows.append(
             {
-                "sample_id": sample_id(source.name, uri),
+                "sample_id": sample_id(source.name, key),
                 "source": source.name,
-                "key": uri,
+                "key": key,
                 "uri": uri,
                 "offset": 0,
                 "length": entry["size_bytes"],
-                "media": "image",
+                "media": source.media,
                 "caption": caption,
                 "metadata": metadata,
                 "error": error,

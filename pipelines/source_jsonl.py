@@ -1,9 +1,9 @@
-"""JSON Lines: a text, an instruction or a chat per line, in files of any size.
+"""JSON Lines: a text, an instruction, a chat, a web document or a video's span per line.
 
 A file is listed in pieces of `PIECE_BYTES`, so that a large one is indexed by many workers, each of
 which holds one piece: a line belongs to the piece that holds its first byte. A sample's key is
 ``<file>#<byte>``, the place where its line begins, which no other line has to be read for. Blank
-lines are no samples. A byte order mark and CRLF are let pass.
+lines are no samples. A byte order mark and CRLF are let pass. Files may have any size.
 """
 
 import json
@@ -16,6 +16,7 @@ from infra.schema import sample_id
 from infra.storage import Storage
 from operators.text_probe import TextError
 from pipelines.source import Entry, File, Source
+from pipelines.video_rows import failed_row, video_row
 
 PIECE_BYTES = 8 << 20  # what a worker indexes at a time
 MAX_LINE_BYTES = 8 << 20  # several books; a longer line is no text but a damaged file
@@ -44,7 +45,7 @@ def list_entries(source: Source, files: list[File]) -> tuple[list[Entry], int]:
 
 
 def index(source: Source, storage: Storage, entries: pa.Table) -> Iterator[dict[str, Any]]:
-    """Rows of `samples` for all lines of these pieces; the texts stay where they are."""
+    """Rows of `samples` for all lines of these pieces; texts and videos stay where they are."""
     for entry in entries.to_pylist():
         uri, start = entry["uri"], entry["start"]
         try:
@@ -104,11 +105,16 @@ def _read_on(
 
 
 def _index_line(source: Source, uri: str, offset: int, line: bytes) -> dict[str, Any]:
+    if source.media == "video":
+        try:
+            return video_row(source, uri, offset, _parse(line))
+        except TextError as error:
+            return failed_row(source, uri, offset, error.type, f"byte {offset:,}: {error}")
     row = _row(source, uri, offset, len(line))
     try:
         values = _parse(line)
         sample_bytes(source, values)
-        others = {k: v for k, v in values.items() if k not in source.text_columns}
+        others = {k: v for k, v in values.items() if k not in source.media_columns}
         if others:
             row["metadata"] = _metadata(others)
     except TextError as error:
@@ -143,8 +149,12 @@ def _metadata(values: dict[str, Any]) -> str:
 def sample_bytes(source: Source, values: Mapping[str, Any]) -> bytes:
     """A row's text as one JSON object, whatever its columns; see `operators.text_probe`.
 
-    Raises TextError where there is none; whether roles and contents are right is for the probe.
+    A web document's is {"texts": [..], "images": [..]}, as long as each other, each place a text or
+    null. Raises TextError where there is none; whether roles and contents are right is for the
+    probe, and whether pictures are there for what opens them.
     """
+    if source.media == "interleaved":
+        return _document_bytes(source, values)
     given = [values.get(name) for name in source.text_columns]
     messages, prompt, response, text = given
     sample: dict[str, Any]
@@ -163,6 +173,25 @@ def sample_bytes(source: Source, values: Mapping[str, Any]) -> bytes:
         )
     try:
         return json.dumps(sample, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise TextError("bad_text", "the text holds half a surrogate pair") from None
+
+
+def _document_bytes(source: Source, values: Mapping[str, Any]) -> bytes:
+    lists = []
+    for name in (source.texts_column, source.images_column):
+        value = values.get(name)
+        if value is None:
+            raise TextError("no_document", f"the row has no `{name}`")
+        if not isinstance(value, list) or any(not isinstance(v, str | None) for v in value):
+            raise TextError("bad_document", f"`{name}` is no list of texts and nulls")
+        lists.append(value)
+    texts, images = lists
+    if len(texts) != len(images):
+        counts = f"{len(texts)} texts and {len(images)} images"
+        raise TextError("bad_document", f"the lists are not parallel: {counts}")
+    try:
+        return json.dumps({"texts": texts, "images": images}, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise TextError("bad_text", "the text holds half a surrogate pair") from None
 
@@ -240,7 +269,7 @@ def _row(source: Source, uri: str, offset: int, length: int | None) -> dict[str,
         "uri": uri,
         "offset": offset,
         "length": length,
-        "media": "text",
+        "media": source.media,
         "caption": None,
         "metadata": None,
         "error": None,

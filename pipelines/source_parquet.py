@@ -1,4 +1,4 @@
-"""Parquet files: image bytes, the Hugging Face image struct, URIs of images, texts and chats."""
+"""Parquet files: images and their URIs, texts and chats, web documents, tables of videos."""
 
 import json
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from infra.storage import Storage
 from operators.text_probe import TextError
 from pipelines.source import Entry, File, Source
 from pipelines.source_jsonl import sample_bytes
+from pipelines.video_rows import video_row
 
 
 class _WrongSchemaError(ValueError):
@@ -51,6 +52,9 @@ def index(source: Source, storage: Storage, entries: pa.Table) -> Iterator[dict[
 def _index_file(source: Source, uri: str, file: pq.ParquetFile) -> Iterator[dict[str, Any]]:
     schema = file.schema_arrow
     media = _check_schema(source, uri, schema)
+    if source.media == "video":
+        yield from _index_videos(source, uri, file, media)
+        return
     is_uri = source.media == "image" and _is_text(schema.field(source.image_column).type)
     read = [field.name for field in schema if field.name not in media and _is_plain(field.type)]
     number = 0
@@ -70,10 +74,25 @@ def _index_file(source: Source, uri: str, file: pq.ParquetFile) -> Iterator[dict
             yield row
 
 
+def _index_videos(
+    source: Source, uri: str, file: pq.ParquetFile, media: list[str]
+) -> Iterator[dict[str, Any]]:
+    read = [f.name for f in file.schema_arrow if f.name in media or _is_plain(f.type)]
+    number = 0
+    for batch in file.iter_batches(columns=read):
+        for values in batch.to_pylist():
+            yield video_row(source, uri, number, values)
+            number += 1
+
+
 def _check_schema(source: Source, uri: str, schema: pa.Schema) -> list[str]:
     """The columns that hold the media; raises _WrongSchemaError where they cannot."""
     if source.media == "text":
         return _text_columns(source, uri, schema)
+    if source.media == "interleaved":
+        return _document_columns(source, uri, schema)
+    if source.media == "video":
+        return _video_columns(source, uri, schema)
     name = source.image_column
     if name not in schema.names:
         raise _WrongSchemaError(
@@ -106,8 +125,39 @@ def _text_columns(source: Source, uri: str, schema: pa.Schema) -> list[str]:
     return found
 
 
+def _document_columns(source: Source, uri: str, schema: pa.Schema) -> list[str]:
+    for option in ("texts_column", "images_column"):
+        name = getattr(source, option)
+        if name not in schema.names:
+            names = ", ".join(schema.names)
+            raise _WrongSchemaError(
+                f"{uri} has no column `{name}`: set `{option}` to one of {names}"
+            )
+        type_ = schema.field(name).type
+        if not (_is_list(type_) and _is_text(type_.value_type)):
+            raise _WrongSchemaError(f"{uri}: column `{name}` is {type_}, expected a list of texts")
+    return [source.texts_column, source.images_column]
+
+
+def _video_columns(source: Source, uri: str, schema: pa.Schema) -> list[str]:
+    name = source.video_column
+    if name not in schema.names:
+        names = ", ".join(schema.names)
+        raise _WrongSchemaError(
+            f"{uri} has no column `{name}`: set `video_column` to one of {names}"
+        )
+    type_ = schema.field(name).type
+    if not _is_text(type_):
+        raise _WrongSchemaError(f"{uri}: column `{name}` is {type_}, expected names of video files")
+    return [column for column in source.media_columns if column in schema.names]
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return pa.types.is_list(type_) or pa.types.is_large_list(type_)
+
+
 def _is_messages(type_: pa.DataType) -> bool:
-    if not (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
+    if not _is_list(type_):
         return False
     of = type_.value_type
     if not pa.types.is_struct(of):

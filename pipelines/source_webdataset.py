@@ -1,7 +1,7 @@
 """WebDataset tars (the layout that img2dataset writes): members with one basename are one sample.
 
-Only headers are read: a row says at which byte of which tar its picture lies. A tar that breaks off
-gives the samples before the break and one failed row for itself.
+Only headers are read: a row says at which byte of which tar its picture or video lies. A tar that
+breaks off gives the samples before the break and one failed row for itself.
 """
 
 import tarfile
@@ -13,7 +13,8 @@ import pyarrow as pa
 from infra.schema import sample_id
 from infra.storage import Storage
 from pipelines.source import Entry, File, Source
-from pipelines.source_folder import IMAGES, parse_sidecar
+from pipelines.source_folder import parse_sidecar, suffixes_of
+from pipelines.spans import clip_key
 
 MAX_SIDECAR_BYTES = 1 << 20  # a caption or a row of metadata; more is not one
 
@@ -33,23 +34,24 @@ def index(source: Source, storage: Storage, entries: pa.Table) -> list[dict[str,
     """Rows of `samples` for all samples of these tars."""
     rows: list[dict[str, Any]] = []
     for entry in entries.to_pylist():
-        rows += _index_tar(source.name, storage, entry["uri"], entry["size_bytes"])
+        rows += _index_tar(source, storage, entry["uri"], entry["size_bytes"])
     return rows
 
 
-def _index_tar(source: str, storage: Storage, uri: str, size_bytes: int) -> list[dict[str, Any]]:
+def _index_tar(source: Source, storage: Storage, uri: str, size_bytes: int) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
+    suffixes = suffixes_of(source)
 
     def row_of(key: str) -> dict[str, Any]:
-        full = f"{uri}/{key}"
+        full = clip_key(f"{uri}/{key}", source.video_stream)
         empty = {
-            "sample_id": sample_id(source, full),
-            "source": source,
+            "sample_id": sample_id(source.name, full),
+            "source": source.name,
             "key": full,
             "uri": uri,
             "offset": None,
             "length": None,
-            "media": "image",
+            "media": source.media,
             "caption": None,
             "metadata": None,
             "error": None,
@@ -69,7 +71,7 @@ def _index_tar(source: str, storage: Storage, uri: str, size_bytes: int) -> list
                 if not member.isfile() or key.rpartition("/")[2] == "":  # hidden, as ._0001.jpg
                     continue
                 row_of(key)
-                if suffix in IMAGES:
+                if suffix in suffixes:
                     if row_of(key)["offset"] is not None:
                         repeat = f"{key}#{member.offset_data}"
                         fail(repeat, "duplicate_key", f"{member.name} stands twice under {key}")
@@ -89,7 +91,7 @@ def _index_tar(source: str, storage: Storage, uri: str, size_bytes: int) -> list
         fail("#missing", "missing", "the file is gone since it was listed")
     for key, row in rows.items():
         if row["offset"] is None and row["error"] is None:
-            fail(key, "no_image", f"{key} has no picture")
+            fail(key, f"no_{source.media}", f"{key} has no {source.media}")
     return list(rows.values())
 
 

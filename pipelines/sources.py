@@ -1,13 +1,13 @@
-"""Where raw media come from: folders, WebDataset tars, Parquet and JSONL files, local or on S3.
+"""Where raw media come from: folders, WebDataset tars, Parquet, JSONL and CSV, local or on S3.
 
 A source is listed once (files only), its files are grouped into parts, and a phase turns each part
 into rows of `samples`: where every sample's bytes lie, its given caption, or why it cannot be had.
-Media are not copied; `read_media` fetches them by byte range when a phase needs them.
+Media are not copied; `read_media` fetches them by byte range when a phase needs them, and says of
+a video where it lies.
 """
 
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,15 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.config import ConfigError
-from infra.schema import ERROR_TYPE, SAMPLES, digest
+from infra.schema import ERROR_TYPE, FILE_TYPE, SAMPLES, digest
 from infra.storage import Storage
-from pipelines import source_folder, source_jsonl, source_parquet, source_webdataset
+from pipelines import source_csv, source_folder, source_jsonl, source_parquet, source_webdataset
+from pipelines.media_files import locate, read_ranges
 from pipelines.phase import Phase, Stage
 from pipelines.progress import say
 from pipelines.source import Entry, File, Source
-
-# What a file that is not there raises; everything else is the store's fault and stops the run.
-MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 LISTING = pa.schema(
     [
@@ -71,6 +69,7 @@ def _index(source: Source, entries: pa.Table) -> Iterator[dict[str, Any]]:
         "webdataset": source_webdataset.index,
         "parquet": source_parquet.index,
         "jsonl": source_jsonl.index,
+        "csv": source_csv.index,
     }[source.kind]
     return iter(index(source, source.storage, entries))
 
@@ -91,10 +90,14 @@ def first_media(source: Source) -> bytes | None:
     return None
 
 
-def index_phase(source: Source) -> Phase:
-    """The phase that writes ``samples/<source>``. Lists the source; raises ConfigError if empty."""
+def index_phase(source: Source, table: str | None = None) -> Phase:
+    """The phase that lists a source as ``table``. Raises ConfigError if the source is empty.
+
+    By default ``samples/<source>``: every file, or row of a table, is a sample. Where videos are
+    cut into clips, ``videos/<source>``, of which `clip_samples.clip_phase` makes the samples.
+    """
     entries = list_source(source)
-    table = f"samples/{source.name}"
+    table = table or f"samples/{source.name}"
     version = digest(source.kind, *(f"{entry.uri}|{entry.version}" for entry in entries))
     listing = f"{table}/listing-{version[:12]}"
     parts = parts_of(source, entries)
@@ -102,6 +105,9 @@ def index_phase(source: Source) -> Phase:
     if source.media == "text":
         options["media"] = "text"
         options |= {"columns": source.text_columns}
+    elif source.media != "image":
+        options |= {"media": source.media, "columns": source.media_columns}
+        options |= {"video_stream": source.video_stream}
     return Phase(
         table=table,
         key="sample_id",
@@ -160,6 +166,7 @@ def list_source(source: Source) -> list[Entry]:
         "webdataset": source_webdataset.list_entries,
         "parquet": source_parquet.list_entries,
         "jsonl": source_jsonl.list_entries,
+        "csv": source_csv.list_entries,
     }[source.kind]
     try:
         entries, ignored = list_entries(source, files)
@@ -177,14 +184,33 @@ def list_source(source: Source) -> list[Entry]:
 def read_media(source: Source, rows: pa.Table) -> pa.Table:
     """Append ``bytes`` to rows of `samples`; what cannot be read becomes the row's error.
 
-    A text's bytes are one JSON object, whatever its source (see `operators.text_probe`).
+    A text's bytes are one JSON object, whatever its source (see `operators.text_probe`), as are a
+    web document's. A video gets ``file`` instead (`schema.FILE_TYPE`): a film is not for tables.
 
     A missing or forbidden file is bad data. Any other fault of the store is raised: retrying the
     phase is the remedy, not a failed row.
     """
+    errors = rows["error"].to_pylist()
+    if source.media == "video":
+        rows = rows.append_column("file", pa.array(locate(source, rows, errors), FILE_TYPE))
+    else:
+        rows = rows.append_column(
+            "bytes", pa.array(_bytes(source, rows, errors), pa.large_binary())
+        )
+    place = rows.column_names.index("error")
+    return rows.set_column(place, "error", pa.array(errors, ERROR_TYPE))
+
+
+def media_column(source: Source) -> str:
+    """The column that `read_media` appends."""
+    return "file" if source.media == "video" else "bytes"
+
+
+def _bytes(
+    source: Source, rows: pa.Table, errors: list[dict[str, str] | None]
+) -> list[bytes | None]:
     storage = source.storage
     data: list[bytes | None] = [None] * len(rows)
-    errors = rows["error"].to_pylist()
     ranged = []
     in_parquet = []
     in_lines = []
@@ -205,54 +231,8 @@ def read_media(source: Source, rows: pa.Table) -> pa.Table:
     if in_lines:
         source_jsonl.read_rows(source, storage, in_lines, data, errors)
     if ranged:
-        _read_ranges(storage, ranged, data, errors)
-    rows = rows.append_column("bytes", pa.array(data, pa.large_binary()))
-    place = rows.column_names.index("error")
-    return rows.set_column(place, "error", pa.array(errors, ERROR_TYPE))
-
-
-def _read_ranges(
-    storage: Storage,
-    ranged: list[tuple[int, str, int, int | None]],
-    data: list[bytes | None],
-    errors: list[dict[str, str] | None],
-) -> None:
-    for i, uri, *_ in ranged:
-        if _path_of(storage, uri) is None:
-            message = f"{uri[:200]!r} is no file of this store"
-            errors[i] = {"stage": "load", "type": "bad_uri", "message": message}
-    ranged = [one for one in ranged if errors[one[0]] is None]
-    paths = [_path_of(storage, uri) for _, uri, *_ in ranged]
-    found = storage.fs.cat_ranges(
-        paths,
-        [offset for *_, offset, _ in ranged],
-        [None if length is None else offset + length for *_, offset, length in ranged],
-        on_error="return",
-    )
-    for (i, uri, _, length), content in zip(ranged, found, strict=True):
-        if isinstance(content, MISSING):
-            kind = "missing" if not isinstance(content, PermissionError) else "forbidden"
-            errors[i] = {"stage": "load", "type": kind, "message": f"{uri}: {kind}"}
-        elif isinstance(content, BaseException):
-            raise content
-        elif length is not None and len(content) < length:
-            message = f"{uri}: {len(content)} of {length} bytes"
-            errors[i] = {"stage": "load", "type": "truncated", "message": message}
-        else:
-            data[i] = content
-
-
-def _path_of(storage: Storage, uri: str) -> str | None:
-    """The path to ask the client for, or None for what it could only fail on."""
-    scheme = "" if storage.is_local else storage.root.partition("://")[0] + "://"
-    if "\0" in uri or (scheme and len(uri.encode()) > 1024):  # S3's limit on keys
-        return None
-    if "://" in uri:
-        return uri if scheme and uri.startswith(scheme) else None
-    if uri.startswith("/"):
-        return None if scheme else uri
-    too_long = not scheme and any(len(os.fsencode(name)) > 255 for name in uri.split("/"))
-    return None if too_long else storage.path(uri)
+        read_ranges(storage, ranged, data, errors)
+    return data
 
 
 def load_order(rows: pa.Table) -> pa.Table:

@@ -225,9 +225,11 @@ def test_mistakes_are_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"a\.jsonl\.gz is compressed .*: unpack to \.jsonl"):
         list_source(Source(name="s", kind="jsonl", path=str(tmp_path)))
-    with pytest.raises(ValueError, match="texts come as jsonl or parquet"):
+    with pytest.raises(ValueError, match="text comes as parquet or jsonl"):
         Source(name="s", kind="folder", path="x", media="text")
-    with pytest.raises(ValueError, match="JSONL holds texts"):
+    with pytest.raises(
+        ValueError, match="jsonl holds text or video or interleaved, image comes as"
+    ):
         Source(name="s", kind="jsonl", path="x", media="image")
     assert Source(name="s", kind="jsonl", path="x").media == "text"
     assert Source(name="s", kind="parquet", path="x").media == "image"
