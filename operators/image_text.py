@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from infra.pixels import DecodeError, decode, encode_jpeg, resize_crop
-from infra.schedules import NUM_SCALES, nearest
+from infra.pixels import DecodeError
 from infra.schema import DOCUMENTS, uniform
+from operators.level_picture import LevelPicture
 
 TASKS = ("t2i", "i2t")
 
@@ -53,12 +53,7 @@ class ImageText:
     max_cropped: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.level not in NUM_SCALES:
-            raise ValueError(f"level is {self.level}: choose {', '.join(map(str, NUM_SCALES))}")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality is {self.jpeg_quality}, expected 1 to 100")
-        if not 0 <= self.max_cropped <= 1:
-            raise ValueError(f"max_cropped is {self.max_cropped}, expected a share in [0, 1]")
+        self._at_level()
         if not all(self.prompts):
             raise ValueError("prompts holds an empty prompt: write one, or leave prompts empty")
         if not self.text_columns:
@@ -101,7 +96,7 @@ class ImageText:
             raise AssertionError(f"task {row['task']!r} is none of {', '.join(TASKS)}")
         of_row = {"sample_id": row["sample_id"]}
         text = {"kind": "text", "text": self._text(row), "loss": True} | of_row
-        image = {"kind": "image", **self._picture(data)} | of_row
+        image = {"kind": "image", **self._at_level().of_file(data)} | of_row
         if row["task"] == "t2i":
             return [text, image | {"role": "target", "loss": True}]
         asked = []
@@ -120,28 +115,8 @@ class ImageText:
             raise DecodeError("no_text", f"{', '.join(self.text_columns)}: nothing to write")
         return "".join(parts)
 
-    def _picture(self, data: bytes) -> dict[str, Any]:
-        # Half as large again as the target's short side keeps the reduction to the exact size a
-        # true area mean while JPEGs still decode at reduced scale.
-        decoded = decode(data, self.level * 3 // 2)
-        height, width = nearest(decoded.height, decoded.width).image_size(self.level)
-        if decoded.height < height or decoded.width < width:
-            raise DecodeError(
-                "too_small_for_level",
-                f"{decoded.width}x{decoded.height} is below {width}x{height} of level {self.level}",
-            )
-        rgb = decoded.rgb
-        if rgb.shape[0] < height or rgb.shape[1] < width:
-            rgb = decode(data).rgb  # extreme ratios: the reduced picture was too small
-        crop, cropped = resize_crop(rgb, height, width)
-        if cropped > self.max_cropped:
-            raise DecodeError(
-                "too_elongated",
-                f"{decoded.width}x{decoded.height}: {cropped:.0%} would be cut away, at most "
-                f"{self.max_cropped:.0%} may be",
-            )
-        data = encode_jpeg(crop, self.jpeg_quality)
-        return {"image": data, "width": width, "height": height, "cropped": cropped}
+    def _at_level(self) -> LevelPicture:
+        return LevelPicture(self.level, self.jpeg_quality, self.max_cropped)
 
 
 def template_fields(template: str) -> list[str]:

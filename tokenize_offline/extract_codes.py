@@ -185,9 +185,11 @@ class ExtractCodes:
             if role not in ("target", "condition"):
                 raise DecodeError("bad_segment", f"image {index} has the role {role!r}")
             schedule, rgb = read_stored(segment["image"] or b"", self.level)
-            name = segment["sample_id"] or f"{doc_id}/{index}"
+            name, correction = segment["sample_id"] or doc_id, self.corrections[role]
+            if any(p.sample_id == name and p.correction is correction for _, p in places):
+                name = f"{name}/{index}"  # frames of one clip draw noise of their own
             # Not `index`: a message before it may have become several segments, or part of one.
-            place = _Place(row, len(segments), rgb, name, self.corrections[role])
+            place = _Place(row, len(segments), rgb, name, correction)
             places.append((schedule.index, place))
             segments.append(
                 {

@@ -113,6 +113,17 @@ def test_pictures_between_messages_keep_their_codes(
     assert row["num_loss"] == 2 * (len(text.load().encode("a cat")) + 1)
 
 
+def test_frames_of_one_clip_draw_noise_of_their_own(
+    operator: ExtractCodes, photographs: list[Photograph]
+) -> None:
+    frame = picture(photographs[0])
+    once, twice = operator(table([words("a"), frame], [frame, words("then"), frame])).to_pylist()
+    alone = once["segments"][1]
+    first, _, second, _ = twice["segments"]
+    assert first["input_codes"] == alone["input_codes"]
+    assert second["input_codes"] != alone["input_codes"]
+
+
 @pytest.mark.parametrize("batch_rows", [1, 3])
 def test_rows_do_not_depend_on_their_neighbours(
     photographs: list[Photograph], batch_rows: int
