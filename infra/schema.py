@@ -92,11 +92,21 @@ DUPLICATES = pa.schema(
     ],
 )
 
+# What `operators.motion_classes` measures, which says what each of them means.
+_MOTION = """
+short_s short_speed short_direction_variance short_camera_speed short_camera_share
+short_object_speed short_object_share short_unlike short_contrast short_detail_share
+across_s across_shift across_direction_variance across_camera_shift across_camera_share
+across_object_shift across_object_share across_changed_share across_unlike across_contrast
+across_colours across_points
+"""
+
 CANDIDATE = pa.struct(
     [
         ("timestamp_s", pa.float64()),
         ("class", pa.string()),
         ("evidence", pa.string()),
+        *((name, pa.float32()) for name in _MOTION.split()),
         ("kept", pa.bool_()),
         ("rank", pa.int32()),
         ("flow", pa.list_(pa.float32())),

@@ -10,24 +10,41 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.schema import CAPTIONS, DECISIONS, DOCUMENTS, DUPLICATES, SAMPLES, TOKENS, column
+from infra.schema import (
+    CANDIDATE,
+    CAPTIONS,
+    DECISIONS,
+    DOCUMENTS,
+    DUPLICATES,
+    FRAMES,
+    SAMPLES,
+    TOKENS,
+    column,
+)
 from operators.aesthetics import Aesthetics
 from operators.borders import Borders
 from operators.clarity import Clarity
+from operators.clip_probe import ClipProbe
 from operators.colour import Colour
 from operators.image_embedding import ImageEmbedding
 from operators.language import Language
+from operators.motion import Motion
+from operators.motion_classes import STATISTICS
 from operators.nsfw import Nsfw
 from operators.perceptual_hash import PerceptualHash
 from operators.probe import Probe
+from operators.shots import Shots
 from operators.similarity import CaptionSimilarity
 from operators.text_in_image import TextInImage
 from operators.text_probe import TextProbe
 from operators.topics import Topics
 from operators.watermark import Watermark
+from operators.web_images import WebImages
+from operators.web_text import WebText
 from packing.plan import PLAN
 from packing.shards import PACK_INDEX
 from pipelines.phase import is_transient
+from pipelines.scored import score_schema
 
 PATH = Path(__file__).parents[1] / "infra/tables.md"
 
@@ -37,15 +54,57 @@ GROUPS: dict[str, tuple[Any, ...]] = {
     "ocr": (TextInImage,),
     "embeddings": (ImageEmbedding,),
     "text": (TextProbe, Language),
+    "web": (WebText(), WebImages),
 }
 """Score groups: the operators that may write into each (see pipelines/image_scores.py)."""
+
+CLIP_SCORES: tuple[Any, ...] = (ClipProbe, Motion)
+"""What clips have in their group ``cheap`` beside scores of pictures, over their frames."""
 
 TOKEN_REPLICAS = TOKENS.insert(
     0,
     column("replica", pa.int32(), "", "from 1; `dataset` is that of `tokens`, which is replica 0"),
 )
 
+_OF_CANDIDATES = {
+    "timestamp_s": ("s", "when the frame is shown, from the start of its file"),
+    "class": ("", "static, camera, object or cut"),
+    "evidence": ("", "why it is of this class, in a line"),
+    "kept": ("", "whether it is a frame of the clip's document"),
+    "rank": ("", "order of importance among those that qualify, 0 first; null for all others"),
+    "flow": ("pixels/s", "8 x 8 vectors (x, y), row by row, at the size that flow is measured at"),
+    "width": ("pixels", "of the picture that is kept"),
+    "height": ("pixels", "of the picture that is kept"),
+    "cropped": ("", "share of the frame's pixels cut away, of kept ones"),
+    **{name: (unit, meaning) for name, unit, meaning in STATISTICS},
+}
+
+CANDIDATES = pa.schema(
+    [
+        column("sample_id", pa.string(), "", "the clip"),
+        column("candidate", pa.int64(), "", "its number in the clip, from 0, in time order"),
+        *(
+            column(field.name, field.type, *_OF_CANDIDATES[field.name])
+            for field in CANDIDATE
+            if field.name != "image"
+        ),
+    ]
+)
+"""The view ``candidates``, with the statistics of `operators.motion_classes`."""
+
 TABLES = (
+    (
+        "videos",
+        "videos/<source>/",
+        "Files and members that are cut into shots: one row per video, before `samples`.",
+        SAMPLES,
+    ),
+    (
+        "shots",
+        "shots/<source>/",
+        "Where videos are cut: one row per video.",
+        score_schema((Shots(),)).insert(1, SAMPLES.field("source")),
+    ),
     ("samples", "samples/<source>/", "What a source holds: one row per sample.", SAMPLES),
     ("decisions", "decisions/<dataset>/", "What the rules say: one row per sample.", DECISIONS),
     (
@@ -53,6 +112,19 @@ TABLES = (
         "duplicates/<dataset>/<kind>/",
         "Groups of exact, perceptual or semantic duplicates: one row per sample that can have any.",
         DUPLICATES,
+    ),
+    (
+        "frames",
+        "frames/<dataset>-<level>/",
+        "One row per kept clip; `dataset` is `<dataset>-<level>`.",
+        FRAMES,
+    ),
+    (
+        "candidates",
+        "frames/<dataset>-<level>/",
+        "The same, one row per frame that was looked at, without its picture (which is read all "
+        "the same).",
+        CANDIDATES,
     ),
     ("captions", "captions/<dataset>/", "One row per kept sample.", CAPTIONS),
     (
@@ -110,6 +182,7 @@ LEDGER = {
     "failed_stage": "where it failed",
     "failed_type": "how",
     "failed_message": "why, in a line",
+    "num_kept": "frames of a clip that are kept, once there are frames",
     "caption": "the caption, once there are captions",
     "doc_id": "its document (the first, where there are several), once there are documents",
     "num_tokens": "positions of its documents, once there are tokens",
@@ -155,6 +228,18 @@ WHERE bits_apart <= 6 ORDER BY bits_apart, a.key""",
         """SELECT topic, count(*) AS passed_the_rules, count(*) FILTER (status = 'kept') AS kept
 FROM decisions WHERE status <> 'failed' AND len(failed_rules) = 0
 GROUP BY topic ORDER BY passed_the_rules DESC""",
+    ),
+    (
+        "How long are the shots that videos are cut into?",
+        """SELECT source, count(*) AS clips, min(span.end_s - span.start_s) AS shortest_s,
+  median(span.end_s - span.start_s) AS typical_s, max(span.end_s - span.start_s) AS longest_s
+FROM (SELECT source, unnest(spans) AS span FROM shots) GROUP BY source ORDER BY source""",
+    ),
+    (
+        "Which motion do the clips show, and how much of it is kept?",
+        """SELECT dataset, class, count(*) AS frames, count(*) FILTER (kept) AS kept,
+  count(DISTINCT sample_id) AS clips
+FROM candidates GROUP BY ALL ORDER BY dataset, frames DESC""",
     ),
     (
         "How long are the documents?",
@@ -240,16 +325,22 @@ def _scores() -> list[str]:
     )
     sections = [f"## scores, scores_<group>\n\n{meaning}"]
     for group, operators in GROUPS.items():
-        named = [
-            (field, getattr(operator, "__name__", type(operator).__name__))
-            for operator in operators
-            for field in operator.writes
-            if not is_transient(field.name)
-        ]
-        rows = [f"{_row(field)} {operator} |" for field, operator in named]
-        head = "| column | type | unit | meaning | operator |\n|---|---|---|---|---|\n"
-        sections.append(f"### scores_{group}\n\n{head}" + "\n".join(rows) + "\n")
+        sections.append(_group(f"scores_{group}", operators))
+    of_clips = _group("scores_cheap of clips", CLIP_SCORES)
+    sections.append(of_clips + "\nScores of pictures are those over a clip's frames.\n")
     return sections
+
+
+def _group(title: str, operators: tuple[Any, ...]) -> str:
+    named = [
+        (field, getattr(operator, "__name__", type(operator).__name__))
+        for operator in operators
+        for field in operator.writes
+        if not is_transient(field.name)
+    ]
+    rows = [f"{_row(field)} {operator} |" for field, operator in named]
+    head = "| column | type | unit | meaning | operator |\n|---|---|---|---|---|\n"
+    return f"### {title}\n\n{head}" + "\n".join(rows) + "\n"
 
 
 def _section(name: str, meaning: str, fields: list[pa.Field]) -> str:
