@@ -32,7 +32,7 @@ test: setup  ## all tests
 test-fast: setup  ## the tests that take seconds
 	$(BIN)/pytest -m 'not slow'
 
-demo: setup  ## curate, tokenize, pack and train on real photographs
+demo: setup  ## curate, tokenize, pack and train on real photographs and clips
 	$(BIN)/python -m pipelines.demo
 
 bench: setup  ## the measurements of BENCHMARKS.md that need no folder of yours
@@ -57,5 +57,5 @@ bench: setup  ## the measurements of BENCHMARKS.md that need no folder of yours
 	$(BIN)/python tests/benchmarks/loss_memory.py
 
 clean:  ## remove the demo's workspace and all caches, keep .venv
-	rm -rf workspace/demo workspace/demo-photos .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	rm -rf workspace/demo workspace/demo-photos workspace/demo-clips workspace/demo-photos-clips .mypy_cache .ruff_cache .pytest_cache .hypothesis build
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

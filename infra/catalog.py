@@ -19,10 +19,13 @@ from infra.schema import REJECTIONS
 from infra.storage import Storage
 
 DEPTH = {
+    "videos": 1,
+    "shots": 1,
     "samples": 1,
     "scores": 2,
     "duplicates": 2,
     "decisions": 1,
+    "frames": 1,
     "caption_decisions": 1,
     "captions": 1,
     "documents": 1,
@@ -118,11 +121,15 @@ def make_views(storage: Storage, absolute: bool) -> list[View]:
         return "\nUNION ALL BY NAME\n".join(selects)
 
     views = []
-    labels = {"samples": None, "packs": "pack_set"}
-    plain = "samples decisions captions caption_decisions documents tokens packs".split()
+    labels = {"videos": None, "shots": "source", "samples": None, "packs": "pack_set"}
+    plain = (
+        "videos shots samples decisions frames captions caption_decisions documents tokens packs"
+    ).split()
     for kind in plain:
         if kind in by_kind:
             views.append(View(kind, union(kind, by_kind[kind], labels.get(kind, "dataset"))))
+    if "frames" in by_kind:
+        views.append(View("candidates", _CANDIDATES))
     if "token_replicas" in by_kind:
         views.append(
             View("token_replicas", _replicas(storage, by_kind["token_replicas"], absolute))
@@ -201,6 +208,15 @@ def _ledger(by_kind: dict[str, list[TableRecord]], groups: dict[str, list[TableR
         f"LEFT JOIN {quote('scores_' + g)} AS {quote('e_' + g)} USING (sample_id)" for g in asked
     ]
     columns = []
+    if "frames" in by_kind:
+        joins.append(_join("frames"))
+        # A document carries the failures of its own level's frames; there may be other levels.
+        errors.append(
+            "CASE WHEN documents_of.doc_id IS NULL THEN frames_of.error END"
+            if "documents" in by_kind
+            else "frames_of.error"
+        )
+        columns.append("frames_of.num_kept")
     if "captions" in by_kind:
         joins.append(
             "LEFT JOIN captions AS c ON c.dataset = d.dataset AND c.sample_id = d.sample_id"
@@ -225,12 +241,9 @@ def _ledger(by_kind: dict[str, list[TableRecord]], groups: dict[str, list[TableR
         reason = kept("cd.reason", "d.reason")
         rules = kept("list_concat(d.failed_rules, cd.failed_rules)", "d.failed_rules")
         copies = "d.copies * coalesce(cd.copies, 1)"  # as often as it is packed
-    for kind, (column, rows) in _OF_SAMPLES.items():
+    for kind, column in (("documents", "doc_id"), ("tokens", "num_tokens")):
         if kind in by_kind:
-            joins.append(
-                f"LEFT JOIN ({rows}) AS {kind}_of "
-                f"ON {kind}_of.dataset = d.dataset AND {kind}_of.sample_id = d.sample_id"
-            )
+            joins.append(_join(kind))
             errors.append(f"{kind}_of.error")
             columns.append(f"{kind}_of.{column}")
     failure = f"coalesce({', '.join(errors)})"
@@ -266,25 +279,44 @@ def _asks_sql(decisions: list[TableRecord], group: str) -> str:
     return " OR ".join(found)
 
 
+def _join(kind: str) -> str:
+    """The rows of ``d`` beside what a later table says of them, as ``<kind>_of``."""
+    return (
+        f"LEFT JOIN ({_OF_SAMPLES[kind]}) AS {kind}_of "
+        f"ON {kind}_of.dataset = d.dataset AND {kind}_of.sample_id = d.sample_id"
+    )
+
+
 # What later tables say of a sample, one row each. A sample may be in several documents: the first
-# stands for all. Tokens are named <dataset>-<level>; of several levels the longest counts.
+# stands for all. Frames and tokens are named <dataset>-<level>; of several levels the most counts.
 _OF_SAMPLES = {
+    "frames": (
+        "SELECT regexp_replace(dataset, '-[0-9]+$', '') AS dataset, sample_id, "
+        "max(num_kept) AS num_kept, arg_min(error, dataset) FILTER (error IS NOT NULL) AS error "
+        "FROM frames GROUP BY ALL"
+    ),
     "documents": (
-        "doc_id",
         "SELECT dataset, sample_id, min(doc_id) AS doc_id, "
         "arg_min(error, doc_id) FILTER (error IS NOT NULL) AS error "
-        "FROM (SELECT *, unnest(sample_ids) AS sample_id FROM documents) GROUP BY ALL",
+        "FROM (SELECT *, unnest(sample_ids) AS sample_id FROM documents) GROUP BY ALL"
     ),
     "tokens": (
-        "num_tokens",
         "SELECT regexp_replace(named, '-[0-9]+$', '') AS dataset, sample_id, "
         "max(num_tokens)::BIGINT AS num_tokens, "
         "arg_min(error, named) FILTER (error IS NOT NULL) AS error "
         "FROM (SELECT dataset AS named, sample_id, sum(num_tokens) AS num_tokens, "
         "arg_min(error, doc_id) FILTER (error IS NOT NULL) AS error "
-        "FROM (SELECT *, unnest(sample_ids) AS sample_id FROM tokens) GROUP BY ALL) GROUP BY ALL",
+        "FROM (SELECT *, unnest(sample_ids) AS sample_id FROM tokens) GROUP BY ALL) GROUP BY ALL"
     ),
 }
+
+# One row per candidate; pictures stay in `frames`. Whatever statistics its table has are columns.
+_CANDIDATES = (
+    "SELECT * EXCLUDE (image) FROM (\n"
+    "  SELECT dataset, sample_id, place - 1 AS candidate, unnest(told)\n"
+    "  FROM (SELECT dataset, sample_id, generate_subscripts(candidates, 1) AS place, "
+    "unnest(candidates) AS told FROM frames))"
+)
 
 
 def write_catalog(storage: Storage) -> str:

@@ -1,9 +1,11 @@
 """Contact sheets: small pictures of chosen samples, with caption and attribution, for a report.
 
-Of a text, its beginning stands where the picture would.
+Of a clip, a frame from its middle is shown; of a text or a web document, its beginning stands where
+the picture would.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,10 @@ import pyarrow.compute as pc
 from infra.html import jpeg_uri
 from infra.pixels import DecodeError, decode, encode_jpeg, resize_crop
 from infra.schema import SAMPLES, uniform_sql
+from infra.video_process import VideoProcess
+from operators import web_page
 from operators.text_probe import TextError, parse
+from pipelines.clip_pictures import middle_frame
 from pipelines.source import Source
 from pipelines.sources import read_media
 
@@ -59,7 +64,7 @@ def pictures(
     choices: Sequence[Choice],
 ) -> list[Picture]:
     """The chosen samples in their order; ``con`` has the catalog's views."""
-    rows = _look_up(con, dataset, [choice.sample_id for choice in choices])
+    rows = look_up(con, dataset, [choice.sample_id for choice in choices])
     found: dict[str, dict[str, Any]] = {}
     for source in sources:
         mine = rows.filter(pc.equal(rows["source"], source.name))
@@ -88,8 +93,11 @@ def _picture(choice: Choice, row: dict[str, Any]) -> Picture:
     )
 
 
-def _look_up(con: duckdb.DuckDBPyConnection, dataset: str, ids: list[str]) -> pa.Table:
-    """Rows of samples, with what is shown of their texts: these may be of any length."""
+def look_up(con: duckdb.DuckDBPyConnection, dataset: str, ids: list[str]) -> pa.Table:
+    """Rows of samples with what is ``shown`` of their captions, ``credit`` and ``licence``.
+
+    These are cut: what people wrote may be of any length.
+    """
     views = {name for (name,) in con.execute("SELECT view_name FROM duckdb_views()").fetchall()}
     made, join = "NULL", ""
     if "captions" in views:
@@ -115,27 +123,44 @@ def _look_up(con: duckdb.DuckDBPyConnection, dataset: str, ids: list[str]) -> pa
 
 
 def _load(source: Source, rows: pa.Table) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(rows), LOAD_ROWS):
-        loaded = read_media(source, rows.slice(start, LOAD_ROWS))
-        for row in loaded.to_pylist():
-            data, error = row.pop("bytes"), row["error"]
-            row |= {"thumbnail": None, "excerpt": None, "problem": None}
-            try:
-                if error is not None:
-                    row["problem"] = f"{error['stage']}:{error['type']}"
-                elif row["media"] == "text":
-                    row["excerpt"] = excerpt(data)
-                else:
-                    row["thumbnail"] = jpeg_uri(thumbnail(data))
-            except (DecodeError, TextError) as problem:
-                row["problem"] = problem.type
-            yield row
+    with ExitStack() as stack:
+        process = None  # of a clip's decoder, where there are clips
+        for start in range(0, len(rows), LOAD_ROWS):
+            loaded = read_media(source, rows.slice(start, LOAD_ROWS))
+            for row in loaded.to_pylist():
+                data, error = row.pop("bytes", None), row["error"]
+                row |= {"thumbnail": None, "excerpt": None, "problem": None}
+                try:
+                    if error is not None:
+                        row["problem"] = f"{error['stage']}:{error['type']}"
+                    elif row["media"] == "text":
+                        row["excerpt"] = excerpt(data)
+                    elif row["media"] == "interleaved":
+                        row["excerpt"] = first_words(data)
+                    elif row["media"] == "video":
+                        process = process or stack.enter_context(VideoProcess())
+                        frame = middle_frame(process, row["file"])
+                        row["thumbnail"] = jpeg_uri(encode_jpeg(frame, quality=80))
+                    else:
+                        row["thumbnail"] = jpeg_uri(thumbnail(data))
+                except (DecodeError, TextError) as problem:
+                    row["problem"] = problem.type
+                yield row
 
 
 def excerpt(data: bytes) -> str:
     """The beginning of a text, or of a chat with its roles; raises TextError."""
     told = [turn.text if turn.role is None else f"{turn.role}: {turn.text}" for turn in parse(data)]
-    text = " ".join(part[: EXCERPT + 1].strip() for part in told[:EXCERPT])
+    return _beginning(told)
+
+
+def first_words(data: bytes) -> str:
+    """The beginning of a web document's texts; raises TextError."""
+    return _beginning([part.text for part in web_page.parse(data) if part.text])
+
+
+def _beginning(texts: Sequence[str]) -> str:
+    text = " ".join(part[: EXCERPT + 1].strip() for part in texts[:EXCERPT])
     return text if len(text) <= EXCERPT else text[:EXCERPT].rstrip() + "…"
 
 

@@ -136,7 +136,7 @@ def prepare_cuts(
     for number, cut in cuts.items():
         rule = config.rules[number]
         scored = (
-            f"SELECT score_{number} AS score, sample_id FROM candidates "
+            f"SELECT score_{number} AS score, sample_id FROM judged "
             f"WHERE {passed} AND first_failed > {number} AND score IS NOT NULL"
         )
         total = _scalar(con, f"SELECT count(*) FROM ({scored})")
@@ -154,10 +154,10 @@ def prepare_cuts(
         )
         passed += f" AND ({failure_sql(replace(rule, by=f'score_{number}'), cut)}) IS NULL"
     if config.balance:
-        rows = f"SELECT topic, sample_id FROM candidates WHERE {passed}"
+        rows = f"SELECT topic, sample_id FROM judged WHERE {passed}"
         whole = f"{rows} AND first_failed = {len(config.rules)}"
         prepare_quota(con, whole, config.balance)
-    con.execute("DROP TABLE IF EXISTS candidates")
+    con.execute("DROP TABLE IF EXISTS judged")
     return [failure_sql(rule, cuts.get(number)) for number, rule in enumerate(config.rules)]
 
 
@@ -167,7 +167,7 @@ def _collect(
     parts: tuple[ScoredPart, ...],
     config: Decide,
 ) -> None:
-    """Table ``candidates``: what quantiles and the quota ask of the rows that may reach them.
+    """Table ``judged``: what quantiles and the quota ask of the rows that may reach them.
 
     Columns: sample_id; ``score_<n>`` of each quantile; ``first_failed``, the number of the first
     condition that the row fails, or of rules if none; topic. Rows that fail before the first
@@ -186,7 +186,7 @@ def _collect(
         columns.append(f"{value_sql(config.balance.by)}::VARCHAR AS topic")
     fine = ["error IS NULL", *(f"({f}) IS NULL" for n, f in conditions.items() if n < first)]
     for number, part in enumerate(parts):
-        into = "INSERT INTO candidates" if number else "CREATE OR REPLACE TEMP TABLE candidates AS"
+        into = "INSERT INTO judged" if number else "CREATE OR REPLACE TEMP TABLE judged AS"
         base = scores_sql(storage, (part,))
         con.execute(f"{into} SELECT {', '.join(columns)} FROM ({base}) WHERE {' AND '.join(fine)}")
 

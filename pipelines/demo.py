@@ -1,17 +1,21 @@
-"""``make demo``: the whole job on real photographs, then what came of it.
+"""``make demo``: the whole job on real photographs and clips, then what came of it.
 
 python -m pipelines.demo [key=value ...]
 """
 
+import json
 import sys
 from collections.abc import Sequence
+
+import yaml
 
 from infra import catalog
 from infra.config import ConfigError
 from infra.runs import load_record
 from pipelines import whole_job
+from pipelines.demo_clip import write_demo_clips
 from pipelines.demo_source import write_demo_source
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, recipe_path
 from pipelines.report import write_report
 from pipelines.stats import print_funnel
 from pipelines.train_packs import losses
@@ -29,11 +33,22 @@ def main(overrides: Sequence[str]) -> int:
         write_demo_source(recipe.sources[0].path)
         whole_job.run("demo", overrides)
         page = write_report(recipe)
+        clips = run_clips(recipe)
     except ConfigError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
     tell(recipe, str(page))
+    print(f"clips     {write_report(clips)}")
     return 0
+
+
+def run_clips(pictures: Recipe) -> Recipe:
+    """The demo's clips up to packs, in a workspace beside that of the pictures."""
+    [source] = yaml.safe_load(recipe_path("demo_clips").read_text(encoding="utf-8"))["sources"]
+    source["path"] = f"{pictures.sources[0].path}-clips"
+    overrides = [f"workspace={pictures.workspace}-clips", f"sources={json.dumps([source])}"]
+    write_demo_clips(source["path"])
+    return whole_job.run("demo_clips", overrides, last="pack")
 
 
 def tell(recipe: Recipe, page: str) -> None:

@@ -69,28 +69,41 @@ def write_demo_source(folder: str | Path) -> None:
     photographs.yaml and of the installed packages. Raises ConfigError where a package is missing
     or ``folder`` holds files of somebody else's.
     """
-    folder = Path(folder)
-    fingerprint = _fingerprint()
+    write_folder(Path(folder), fingerprint(VERSION, (*PACKAGES, "pillow")), _files())
+
+
+def _files() -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every file of the source."""
+    for sample in make_samples(read_photographs()):
+        yield sample.name, sample.data
+        sidecar = sample.sidecar()
+        if sidecar is not None:
+            yield str(Path(sample.name).with_suffix(".json")), sidecar
+    # A description that a broken download cut short: its sample fails, the others do not.
+    yield "motorcycle_broken_sidecar.json", b'{"caption": "A red Yam'
+
+
+def write_folder(folder: Path, stamp: str, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write (name, content) of all ``files`` into ``folder``, whole or not at all.
+
+    Where it is complete and was written under this stamp (see `fingerprint`), no file is asked for.
+    Raises ConfigError where ``folder`` holds files of somebody else's.
+    """
     found = sorted(os.listdir(folder)) if folder.exists() else []
     if found:
-        written_as, files = _read_marker(folder)
-        strange = sorted(set(found) - set(files))
+        written_as, names = _read_marker(folder)
+        strange = sorted(set(found) - set(names))
         if strange:
             raise ConfigError(f"{folder} holds {strange[0]}, not of the demo: name another folder")
-        if written_as == fingerprint and found == files:
+        if written_as == stamp and found == names:
             return
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():  # of an interrupted run
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    for sample in make_samples(read_photographs()):
-        (partial / sample.name).write_bytes(sample.data)
-        sidecar = sample.sidecar()
-        if sidecar is not None:
-            (partial / sample.name).with_suffix(".json").write_bytes(sidecar)
-    # A description that a broken download cut short: its sample fails, the others do not.
-    (partial / "motorcycle_broken_sidecar.json").write_bytes(b'{"caption": "A red Yam')
-    marker = {"fingerprint": fingerprint, "files": sorted([*os.listdir(partial), MARKER])}
+    for name, content in files:
+        (partial / name).write_bytes(content)
+    marker = {"fingerprint": stamp, "files": sorted([*os.listdir(partial), MARKER])}
     (partial / MARKER).write_text(json.dumps(marker), encoding="utf-8")
     if found:
         shutil.rmtree(folder)
@@ -184,15 +197,19 @@ def _png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _fingerprint() -> str:
+def fingerprint(version: int, packages: Iterable[str]) -> str:
+    """What a demo's files depend on: their maker's version, photographs.yaml and the packages.
+
+    Raises ConfigError where one of these is missing.
+    """
     versions = []
-    for package in (*PACKAGES, "pillow"):
+    for package in packages:
         try:
             versions.append(importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
-            message = f"the demo's pictures need {package}: pip install 'nextscale[demo]'"
+            message = f"the demo's files need {package}: pip install 'nextscale[demo]'"
             raise ConfigError(message) from None
-    return digest(str(VERSION), PHOTOGRAPHS.read_text(encoding="utf-8"), *versions)
+    return digest(str(version), PHOTOGRAPHS.read_text(encoding="utf-8"), *versions)
 
 
 def _read_marker(folder: Path) -> tuple[str, list[str]]:

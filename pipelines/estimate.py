@@ -50,10 +50,14 @@ def main(
     if rows < 1:
         raise ConfigError(f"--rows is {rows}: draw at least 1")
     recipe = load(name, overrides)
+    if recipe.media == "video" and recipe.clips.shots is not None:
+        raise ConfigError(
+            "estimate draws clips, and `clips.shots` says that they are still to be found: run "
+            "`nextscale curate` on a small source first, or estimate a table of clips"
+        )
     with _leaves_no_trace(recipe.storage):
         check(recipe)
-        key = recipe.captions.operator.api_key_env
-        with session(address, num_cpus, (key,) if key else ()):
+        with session(address, num_cpus, recipe.secrets):
             if recipe.captions.operator.engine == "vllm":
                 require_vllm(recipe.captions.operator, recipe.captions.vllm)
             lines, notes = estimate(recipe, rows, seed)

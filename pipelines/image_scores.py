@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from infra.config import ConfigError
+from operators.frame_scores import FrameScores
 from pipelines.caption_phase import caption_schema
 from pipelines.phase import Operator
 from pipelines.recipe import Recipe
@@ -34,6 +35,8 @@ class ScoreGroup:
 
 def score_groups(recipe: Recipe) -> tuple[ScoreGroup, ...]:
     """The groups of a recipe in order; a gate may ask all groups before its own."""
+    if recipe.media == "video":
+        return clip_scores(recipe)
     cheap, probe = recipe.cheap, recipe.cheap.probe
     scores = (cheap.perceptual_hash, cheap.clarity, cheap.borders, cheap.colour)
     groups = [ScoreGroup("cheap", (probe, *scores), cheap.pool)]
@@ -47,6 +50,26 @@ def score_groups(recipe: Recipe) -> tuple[ScoreGroup, ...]:
     if (section := recipe.embeddings) is not None:
         found = behind_towers(section.operator)
         groups.append(ScoreGroup("embeddings", (probe, *found), section.pool, section.gate))
+    return tuple(groups)
+
+
+def clip_scores(recipe: Recipe) -> tuple[ScoreGroup, ...]:
+    """The groups of clips: the same operators, on frames of theirs."""
+    probe, given = recipe.clips.probe, recipe.clips.given
+    motion = recipe.clips.motion
+    scores = [FrameScores(recipe.cheap.clarity, given.get("clarity"))]
+    moves = () if motion is None else (replace(motion, given=given.get("motion")),)
+    groups = [ScoreGroup("cheap", (probe, *scores, *moves), recipe.cheap.pool)]
+    if (models := recipe.models) is not None:
+        asked = (models.aesthetics, models.topics, models.nsfw, models.watermark)
+        scores = [
+            FrameScores(one, given.get("aesthetic") if one is models.aesthetics else None)
+            for one in asked
+            if one is not None
+        ]
+        groups.append(
+            ScoreGroup("models", (probe, *behind_towers(*scores)), models.pool, models.gate)
+        )
     return tuple(groups)
 
 

@@ -14,7 +14,7 @@ from infra.config import ConfigError
 from infra.runs import TableRecord
 from infra.storage import Storage
 
-TRANSIENT = ("bytes", "image", "file", "frames")
+TRANSIENT = ("bytes", "image", "file", "frames", "pictures")
 
 
 def is_transient(column: str) -> bool:

@@ -9,7 +9,7 @@ Its sections are those of `pipelines.sections`.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,37 @@ from pipelines.duplicates import Duplicates
 from pipelines.sections import (
     Captions,
     Cheap,
+    Clips,
+    ClipTexts,
     Documents,
     Embeddings,
+    Frames,
     Models,
     Ocr,
     Pack,
     Pool,
     Texts,
     Tokenize,
+    Web,
 )
 from pipelines.source import Source
+
+_WORDS = {"image": "pictures", "text": "texts", "video": "videos", "interleaved": "web documents"}
+
+# Sections that only some media have; the others are for all.
+_MEDIA_OF = {
+    "cheap": ("image", "video"),
+    "models": ("image", "video"),
+    "ocr": ("image",),
+    "embeddings": ("image",),
+    "captions": ("image",),
+    "documents": ("image", "video", "interleaved"),
+    "text": ("text",),
+    "clips": ("video",),
+    "frames": ("video",),
+    "transitions": ("video",),
+    "web": ("interleaved",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +68,10 @@ class Recipe:
     captions: Captions = field(default_factory=Captions)
     documents: Documents = field(default_factory=Documents)
     text: Texts = field(default_factory=Texts)
+    clips: Clips = field(default_factory=Clips)
+    frames: Frames = field(default_factory=Frames)
+    transitions: ClipTexts = field(default_factory=ClipTexts)
+    web: Web = field(default_factory=Web)
     tokenize: Tokenize | None = None
     pack: Pack | None = None
     train: dict[str, Any] | None = None  # trainer.config.TrainConfig without `packs`
@@ -82,21 +107,27 @@ class Recipe:
         if self.pack and self.pack.cost_model == "trained" and self.train is None:
             raise ValueError("pack.cost_model is `trained`: add a `train` section")
         if len({source.media for source in self.sources}) > 1:
-            raise ValueError("sources hold pictures and texts: give each kind a recipe of its own")
+            held = dict.fromkeys(_WORDS[str(source.media)] for source in self.sources)
+            raise ValueError(
+                f"sources hold {' and '.join(sorted(held))}: give each kind a recipe of its own"
+            )
         if self.duplicates and self.duplicates.semantic and self.embeddings is None:
             raise ValueError("duplicates.semantic compares embeddings: add `embeddings: {}`")
+        self._check_sections()
 
-        if self.holds_texts:
-            given = {
-                "ocr": self.ocr is not None,
-                "embeddings": self.embeddings is not None,
-                "captions": self.captions != Captions(),
-                "documents": self.documents != Documents(),
-            }
-            for section in (name for name, there in given.items() if there):
-                raise ValueError(f"`{section}` is for pictures, the sources are texts: remove it")
-        elif self.text != Texts():
-            raise ValueError("`text` is for texts, the sources are pictures: remove it")
+    def _check_sections(self) -> None:
+        """Sections are for the media that there are; raises ValueError."""
+        for section in (one for one in fields(self) if one.name in _MEDIA_OF):
+            value, media = getattr(self, section.name), _MEDIA_OF[section.name]
+            default = section.default
+            if section.default_factory is not MISSING:
+                default = section.default_factory()
+            if self.media not in media and value != default:
+                served = " and ".join(_WORDS[one] for one in media)
+                raise ValueError(
+                    f"`{section.name}` is for {served}, the sources are {_WORDS[self.media]}: "
+                    "remove it"
+                )
 
     def _without_noise(self) -> str:
         """Which settings of ``tokenize.operator`` leave its codes without noise; "" if none do."""
@@ -116,9 +147,20 @@ class Recipe:
         return " and ".join(f"{where}.{name} is 0" for name, _ in rates)
 
     @property
+    def media(self) -> str:
+        """What the sources hold: image, text, video or interleaved."""
+        return str(self.sources[0].media)
+
+    @property
     def holds_texts(self) -> bool:
         """Whether the sources are texts, and not pictures."""
-        return self.sources[0].media == "text"
+        return self.media == "text"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The environment variables whose values workers need: keys of endpoints."""
+        asked = self.transitions.operator if self.media == "video" else self.captions.operator
+        return (asked.api_key_env,) if asked.api_key_env else ()
 
     @property
     def tokens_name(self) -> str:
@@ -128,9 +170,7 @@ class Recipe:
 
     def pools(self, curate_only: bool = False) -> dict[str, Pool]:
         """The workers of every phase, by section."""
-        sections = ["cheap", "models", "ocr", "embeddings", "captions", "documents"]
-        if self.holds_texts:
-            sections = ["text"]
+        sections = [one.name for one in fields(self) if self.media in _MEDIA_OF.get(one.name, ())]
         if not curate_only:
             sections.append("tokenize")
         found = {name: getattr(self, name) for name in sections}

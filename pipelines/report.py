@@ -1,7 +1,8 @@
 """``nextscale report RECIPE``: an HTML file that shows what became of a dataset, with pictures.
 
 Funnel, every rule with its scores and its cut, pictures kept, rejected and just at a cut, failures,
-topics, captions, tokens, packs and training, as far as the tables are there.
+topics, captions, tokens, packs and training, as far as the tables are there. Of clips there is a
+page of filmstrips beside it.
 """
 
 import os
@@ -20,6 +21,7 @@ from pipelines import report_tokens as later
 from pipelines import stats
 from pipelines.contact_sheets import PICK_ORDER, Choice, Picture, pictures
 from pipelines.decided import Decided, decided
+from pipelines.filmstrip import write_filmstrip
 from pipelines.recipe import Recipe
 from pipelines.report_cuts import rule_sections
 from pipelines.train_packs import train_config
@@ -29,6 +31,8 @@ from pipelines.what_if_page import write_what_if
 TEMPLATES = Path(__file__).parent / "templates"
 SHEET_PICTURES = 24
 WHAT_IF = "-what-if.html"  # beside the report, after its name
+FILMSTRIP = "-filmstrip.html"  # likewise, of clips
+SHOWN = {"image": "Pictures", "video": "Clips", "text": "Texts", "interleaved": "Documents"}
 EDGE_PICTURES = 6  # on either side of a cut
 MAX_REASONS = 12
 MAX_FAILURES = 100
@@ -99,11 +103,16 @@ def write_report(recipe: Recipe, path: str | None = None, log: str | None = None
     made = decided(storage, recipe.dataset, recipe.sources)
     path = path or storage.path("report.html")
     folder, name = os.path.split(path)
-    what_if = os.path.splitext(name)[0] + WHAT_IF
+    stem = os.path.splitext(name)[0]
+    what_if, filmstrip = stem + WHAT_IF, stem + FILMSTRIP
+    clips = stats.frames_of(storage, recipe.dataset)
     with catalog.connect(storage) as con:
         sections = _sections(con, recipe, made, log)
-    page = html.render(TEMPLATES, "report.html", what_if=quote(what_if), **sections)
+    links = {"what_if": quote(what_if), "filmstrip": quote(filmstrip) if clips else None}
+    page = html.render(TEMPLATES, "report.html", **links, **sections)
     write_what_if(recipe, made, os.path.join(folder, what_if))
+    if clips:
+        write_filmstrip(recipe, os.path.join(folder, filmstrip))
     return html.write_page(path, page)
 
 
@@ -123,7 +132,7 @@ def _sections(
     duplicates = {record.table: record for part in made.parts for record in part.duplicates}
     return {
         "dataset": dataset,
-        "texts": recipe.holds_texts,
+        "shown": SHOWN[recipe.media],
         "workspace": storage.path(),
         "stale": stats.STALE if made.stale else None,
         "steps": dict(steps),
@@ -149,7 +158,7 @@ def funnel_bars(steps: list[tuple[str, int]]) -> list[Bar]:
     left = 0
     for step, count in steps:
         kind, _, name = step.partition(" ")
-        if kind in ("tokens", "packs"):
+        if step.startswith(stats.NO_SAMPLES):
             continue
         if kind in ("failed", "rejected"):
             left -= count
@@ -199,6 +208,13 @@ def _rejected_later(storage: Storage, dataset: str) -> str:
     if judged is not None:
         scan = catalog.scan(storage, judged)
         selects.append(f"SELECT sample_id, reason FROM {scan} WHERE status = 'rejected'")
+    # Documents carry what frames say, but of clips that were judged some make none.
+    if judged is not None or documents is None:
+        for record in stats.frames_of(storage, dataset)[-1:]:
+            selects.append(
+                "SELECT sample_id, error.stage || ':' || error.type "
+                f"FROM {catalog.scan(storage, record)} WHERE {catalog.is_rejection('error')}"
+            )
     if documents is not None:
         selects.append(
             "SELECT unnest(sample_ids), error.stage || ':' || error.type "
@@ -206,7 +222,7 @@ def _rejected_later(storage: Storage, dataset: str) -> str:
             f"WHERE {catalog.is_rejection('error')}"
         )
     return (
-        f"SELECT sample_id, reason FROM ({' UNION ALL '.join(selects)}) SEMI JOIN "
+        f"SELECT sample_id, reason FROM ({' UNION '.join(selects)}) SEMI JOIN "
         f"(SELECT sample_id FROM decisions WHERE dataset = {catalog.literal(dataset)} "
         "AND status = 'kept') USING (sample_id)"
     )
@@ -241,10 +257,11 @@ def _failures(con: duckdb.DuckDBPyConnection, storage: Storage, made: Decided) -
     tables = [f"SELECT key, source, error, sample_id FROM ({made.scores})"]
     captions = runs.load_record(storage, f"captions/{made.dataset}")
     documents = runs.load_record(storage, f"documents/{made.dataset}")
-    if captions is not None:
-        scan = catalog.scan(storage, captions)
+    of_samples = stats.frames_of(storage, made.dataset)[-1:]
+    of_samples += [captions] if captions is not None else []
+    for record in of_samples:
         tables.append(
-            f"SELECT s.key, s.source, c.error, sample_id FROM {scan} AS c "
+            f"SELECT s.key, s.source, c.error, sample_id FROM {catalog.scan(storage, record)} AS c "
             "JOIN samples AS s USING (sample_id)"
         )
     later_tables: list[TableRecord] = [] if documents is None else [documents]

@@ -50,8 +50,7 @@ def main(
     recipe, what = load(name, overrides), what or Retry()
     check(recipe)
     check_choice(recipe, what)
-    key = recipe.captions.operator.api_key_env
-    with session(address, num_cpus, (key,) if key else ()):
+    with session(address, num_cpus, recipe.secrets):
         require_pools(recipe)
         outcomes = retry(recipe, what)
     catalog.write_catalog(recipe.storage)

@@ -10,17 +10,24 @@ from operators.aesthetics import Aesthetics
 from operators.borders import Borders
 from operators.caption import Caption
 from operators.clarity import Clarity
+from operators.clip_probe import ClipProbe
 from operators.colour import Colour
+from operators.flow import Flow
 from operators.image_embedding import ImageEmbedding
 from operators.image_text import ImageText
 from operators.language import Language
+from operators.motion import Motion
+from operators.motion_classes import MotionRule
 from operators.nsfw import Nsfw
 from operators.perceptual_hash import PerceptualHash
 from operators.probe import Probe
+from operators.shots import Shots
 from operators.similarity import CaptionSimilarity
 from operators.text_in_image import TextInImage
 from operators.topics import Topics
+from operators.transitions import Transitions
 from operators.watermark import Watermark
+from operators.web_images import WebImages
 from packing.plan import Packing
 from packing.slices import Slicing
 from pipelines.cost_model import check_cost_model
@@ -142,6 +149,71 @@ class Texts:
     language: Language | None = field(default_factory=Language)
     loss_on: Literal["all", "responses"] = "all"
     pool: Pool = field(default_factory=lambda: Pool(unit_rows=4096, batch_rows=256))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """How clips are looked at for their scores, where the sources hold videos.
+
+    ``shots`` cuts the videos of every source where the picture changes; without it, a file, or a
+    row of a table of videos, is a clip. ``given`` says which scores (``clarity``, ``motion``,
+    ``aesthetic``) come with the samples, and under which key of their metadata: these are taken
+    where they are numbers, and computed elsewhere.
+    """
+
+    shots: Shots | None = None
+    probe: ClipProbe = field(default_factory=ClipProbe)
+    motion: Motion | None = field(default_factory=Motion)
+    given: dict[str, str] = field(default_factory=dict)
+    pool: Pool = field(default_factory=lambda: Pool(unit_rows=32, batch_rows=8))
+
+    def __post_init__(self) -> None:
+        known = ("clarity", "motion", "aesthetic")
+        for name, key in self.given.items():
+            if name not in known:
+                raise ValueError(f"clips.given names {name!r}: choose among {', '.join(known)}")
+            if not key:
+                raise ValueError(f"clips.given.{name} is empty: name a key of the metadata")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """Which frames of a clip become pictures of its document (`operators.frame_selection`).
+
+    Candidates are ``every_s`` seconds apart, the paper's 0.5 frames per second (5.4); each comes
+    with a partner ``partner_gap_s`` later, on which motion is measured.
+    """
+
+    every_s: float = 2.0
+    partner_gap_s: float = 0.125
+    max_candidates: int = 64
+    max_frames: int | None = None
+    min_frames: int = 2
+    flow: Flow = field(default_factory=Flow)
+    rule: MotionRule = field(default_factory=MotionRule)
+    limit_s: float = 60.0
+    pool: Pool = field(default_factory=lambda: Pool(unit_rows=16, batch_rows=4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTexts:
+    """What a clip's document says: its caption, and what leads from one frame to the next.
+
+    ``rules`` judge captioned clips, as those of `Captions` do.
+    """
+
+    operator: Transitions = field(default_factory=Transitions)
+    rules: tuple[Rule, ...] = ()
+    pool: Pool = field(default_factory=lambda: Pool(unit_rows=64, batch_rows=32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Web:
+    """How web documents are judged: their language, and which of their pictures stay."""
+
+    language: Language | None = field(default_factory=Language)
+    images: WebImages = field(default_factory=WebImages)
+    pool: Pool = field(default_factory=lambda: Pool(unit_rows=64, batch_rows=8))
 
 
 @dataclass(frozen=True, kw_only=True)

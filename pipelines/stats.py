@@ -15,9 +15,12 @@ from infra.runs import TableRecord
 from infra.storage import Storage
 from pipelines import decided as decisions
 from pipelines.charts import number
+from pipelines.class_counts import class_counts
 from pipelines.decided import Decided
 from pipelines.recipe import Recipe
 
+NO_SAMPLES = ("frames ", "tokens ", "packs ")
+"""Beginnings of steps of the funnel that count other things than samples."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -52,9 +55,9 @@ def funnel(storage: Storage, dataset: str) -> list[tuple[str, int]]:
 
     ``seen`` samples are ``failed <stage>:<type>``, ``rejected <rule>`` by the first rule that each
     fails, or ``kept``; what is kept may still have ``failed later <stage>:<type>`` (or be
-    ``rejected later``, see `infra.schema.REJECTIONS`), else it makes ``documents``. Then ``tokens
-    <table>`` counts positions and ``packs <table>`` packs. Raises ConfigError where there are no
-    decisions.
+    ``rejected later``, see `infra.schema.REJECTIONS`), else it makes ``documents``. Of clips,
+    ``frames <table>`` counts kept frames; ``tokens <table>`` counts positions and ``packs <table>``
+    packs. Raises ConfigError where there are no decisions.
     """
     rules = [rule.name for rule in decisions.rules(storage, dataset)]
     made = _records(storage, dataset)
@@ -111,8 +114,12 @@ def _later_steps(
             "WHERE status = 'rejected' GROUP BY reason ORDER BY n DESC, reason"
         ).fetchall()
         steps += [(f"rejected later {reason}", n) for reason, n in rejected]
-    for record in made["documents"] or made["captions"]:
+    for record in made["documents"] or made["captions"] or made["frames"][-1:]:
         losses(record, "later")
+    for record in made["frames"]:
+        scan = catalog.scan(storage, record)
+        [(total,)] = con.execute(f"SELECT coalesce(sum(num_kept), 0) FROM {scan}").fetchall()
+        steps.append((record.table.replace("/", " ", 1), int(total)))
     for record in made["documents"]:
         steps.append(("documents", record.num_rows - record.num_failed))
     carried = set(known)
@@ -133,16 +140,28 @@ def _records(storage: Storage, dataset: str) -> dict[str, list[TableRecord]]:
     for kind in ("decisions", "captions", "caption_decisions", "documents"):
         record = runs.load_record(storage, f"{kind}/{dataset}")
         found[kind] = [] if record is None else [record]
+    found["frames"] = frames_of(storage, dataset)
     found["tokens"] = tokens_of(storage, dataset)
     found["packs"] = packs_of(storage, dataset)
     return found
 
 
+def frames_of(storage: Storage, dataset: str) -> list[TableRecord]:
+    """The complete tables ``frames/<dataset>-<level>``, the lowest level first."""
+    return _by_level(storage, "frames", dataset)
+
+
 def tokens_of(storage: Storage, dataset: str) -> list[TableRecord]:
-    """The complete tables ``tokens/<dataset>-<level>``, by name; no replicas, which are as long."""
-    names = [name.rpartition("-") for name in storage.names("tokens")]
-    made = ["-".join((of, level)) for of, _, level in names if of == dataset and level.isdigit()]
-    records = [runs.load_record(storage, f"tokens/{name}") for name in made]
+    """The complete tables ``tokens/<dataset>-<level>``; no replicas, which are as long."""
+    return _by_level(storage, "tokens", dataset)
+
+
+def _by_level(storage: Storage, kind: str, dataset: str) -> list[TableRecord]:
+    names = [name.rpartition("-") for name in storage.names(kind)]
+    levels = [level for of, _, level in names if of == dataset and level.isdigit()]
+    records = [
+        runs.load_record(storage, f"{kind}/{dataset}-{level}") for level in sorted(levels, key=int)
+    ]
     return [record for record in records if record is not None]
 
 
@@ -229,6 +248,7 @@ def stats_lines(recipe: Recipe) -> Iterable[str]:
     steps = funnel(storage, recipe.dataset)
     with catalog.connect(storage, views=False) as con:
         scores, counts = distributions(con, made), topics(con, made)
+    frames = [(one.table, class_counts(storage, one)) for one in frames_of(storage, recipe.dataset)]
     yield f"dataset {recipe.dataset} in {storage.path()}"
     if made.stale:
         yield STALE
@@ -241,6 +261,16 @@ def stats_lines(recipe: Recipe) -> Iterable[str]:
         for d in scores
     ]
     yield from table(heads, cells)
+    for name, classes in frames:
+        yield ""
+        heads = (name, "candidates", "kept", "share kept")
+        yield from table(
+            heads,
+            [
+                (c.class_, f"{c.candidates:,}", f"{c.kept:,}", f"{c.kept / c.candidates:.1%}")
+                for c in classes
+            ],
+        )
     if counts:
         yield ""
         heads = ("topic", "passed the rules", "share", "kept", "copies", "share")
@@ -259,10 +289,10 @@ def stats_lines(recipe: Recipe) -> Iterable[str]:
 
 
 def funnel_lines(steps: Sequence[tuple[str, int]]) -> list[str]:
-    """The funnel as text columns; positions and packs have no share of the samples."""
+    """The funnel as text columns; frames, positions and packs have no share of the samples."""
     seen = max(steps[0][1], 1)
     rows = [
-        (step, f"{n:,}", "" if step.startswith(("tokens ", "packs ")) else f"{n / seen:.1%}")
+        (step, f"{n:,}", "" if step.startswith(NO_SAMPLES) else f"{n / seen:.1%}")
         for step, n in steps
     ]
     return table(("step", "count", "of seen"), rows)

@@ -1,5 +1,6 @@
 """A small curated dataset with everything in it, made by the real operators without Ray."""
 
+import io
 import json
 import shutil
 import time
@@ -13,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from infra import runs
 from infra.runs import Part, TableRecord
-from infra.schema import TOKENS
+from infra.schema import FRAMES, TOKENS
 from infra.segments import Segment, Text, count
 from infra.storage import Storage
 from packing.plan import PLAN
@@ -211,6 +212,50 @@ def _write_tokens(recipe: Recipe) -> None:
         for i in range(2)
     ]
     _write(storage, "packs/mixed-256", packs, PACK_INDEX, "pack", (tokens,), facts)
+
+
+@pytest.fixture
+def write_frames() -> Callable[..., TableRecord]:
+    """Writes ``frames/<dataset>-256`` of the samples that are kept, by their classes over time."""
+    return _write_frames
+
+
+def _write_frames(
+    recipe: Recipe,
+    classes: Sequence[str],
+    errors: Mapping[str, dict[str, str]] | None = None,
+    times_s: Sequence[float] | None = None,
+) -> TableRecord:
+    """Candidates of objects and cuts are kept; the clips of ``errors`` have failed without any."""
+    storage, errors = recipe.storage, errors or {}
+    decisions = runs.load_record(storage, f"decisions/{recipe.dataset}")
+    assert decisions is not None
+    buffer = io.BytesIO()
+    Image.new("RGB", (256, 192), (40, 90, 160)).save(buffer, "JPEG")
+    kept = {"width": 256, "height": 192, "cropped": 0.1, "image": buffer.getvalue()}
+    candidates = []
+    for number, class_ in enumerate(classes):
+        one: dict[str, Any] = {
+            "timestamp_s": times_s[number] if times_s else 2.0 * number,
+            "class": class_,
+            "evidence": f"it is {class_}: {EVIL}",
+            "kept": class_ in ("object", "cut"),
+            "flow": [float(number), -float(number)] * 64,
+        }
+        candidates.append(one | (kept | {"rank": number} if one["kept"] else {}))
+    rows = []
+    for part in range(len(decisions.parts)):
+        for row in storage.read_table(decisions.path(part)).to_pylist():
+            if row["status"] != "kept":
+                continue
+            error = errors.get(row["sample_id"])
+            told = {
+                "candidates": candidates,
+                "num_candidates": len(candidates),
+                "num_kept": sum(one["kept"] for one in candidates),
+            }
+            rows.append({"sample_id": row["sample_id"], "error": error} | ({} if error else told))
+    return _write(storage, f"frames/{recipe.dataset}-256", rows, FRAMES, "sample_id", (), {})
 
 
 def _write(

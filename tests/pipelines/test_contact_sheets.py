@@ -1,16 +1,32 @@
 """Contact sheets: the chosen samples in their order, small, with words beside them."""
 
+import base64
 import io
 import json
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from infra import catalog
 from infra.pixels import DecodeError
+from infra.runs import Part, TableRecord, save_record
+from infra.schema import SAMPLES
+from infra.storage import Storage
 from operators.text_probe import TextError
-from pipelines.contact_sheets import EXCERPT, THUMBNAIL, Choice, excerpt, pictures, thumbnail
+from pipelines.contact_sheets import (
+    EXCERPT,
+    THUMBNAIL,
+    Choice,
+    excerpt,
+    first_words,
+    pictures,
+    thumbnail,
+)
+from pipelines.demo_clip import encode_clip, slides
 from pipelines.recipe import Recipe
+from pipelines.source import Source
 
 
 def encoded(width: int, height: int) -> bytes:
@@ -84,3 +100,49 @@ def test_of_texts_the_beginning_is_shown() -> None:
     assert len(many) <= EXCERPT + 1
     with pytest.raises(TextError):
         excerpt(b"\xff")
+
+
+def test_of_web_documents_the_first_words_are_shown() -> None:
+    evil = "</span><script>alert(1)</script>"
+    told = {"texts": [None, f" {evil}\n", None, "Then more."], "images": ["a.jpg", None] * 2}
+    assert first_words(json.dumps(told).encode()) == f"{evil} Then more."
+    long = {"texts": ["word " * 1000] * 5000, "images": [None] * 5000}
+    words = first_words(json.dumps(long).encode())
+    assert len(words) <= EXCERPT + 1
+    assert words.endswith("…")
+    for bad in (b"", b"{", b"[]", b"7", b'{"texts": 7}', b"\xff"):
+        with pytest.raises(TextError):
+            first_words(bad)
+
+
+def test_of_clips_a_frame_from_the_middle_is_shown(tmp_path: Path) -> None:
+    folder, storage = tmp_path / "clips", Storage(str(tmp_path / "ws"))
+    folder.mkdir()
+    colours = [(200, 30, 30), (20, 180, 40), (30, 40, 210)]
+    plain = [Image.new("RGB", (320, 240), colour) for colour in colours]
+    shots = [lambda time_s, one=one: one for one in plain]
+    clip = encode_clip(slides(shots, first_s=1, each_s=1), 3)
+    (folder / "clip.mp4").write_bytes(clip)
+    (folder / "page.mp4").write_bytes(b"<html>")
+    spans = [("clip.mp4", None, None), ("clip.mp4", 0.0, 0.9), ("clip.mp4", 2.2, None)]
+    rows = [
+        {"sample_id": str(n), "source": "clips", "key": f"{name}#{n}", "uri": name}
+        | {"media": "video", "start_s": start, "end_s": end}
+        for n, (name, start, end) in enumerate([*spans, ("page.mp4", None, None), ("no", 0.0, 1.0)])
+    ]
+    schema = pa.schema([field.remove_metadata() for field in SAMPLES])
+    part = "samples/clips/v-1/part-00000.parquet"
+    storage.write_part(part, pa.Table.from_pylist(rows, schema=schema), SAMPLES, "sample_id")
+    record = TableRecord("samples/clips", "f", "s", "sample_id", (Part(part[14:], 5),))
+    save_record(storage, record)
+    source = Source(name="clips", kind="folder", path=str(folder), media="video")
+    with catalog.connect(storage) as con:
+        shown = pictures(con, [source], "d", [Choice(str(n)) for n in range(5)])
+    for picture, colour in zip(shown, (1, 0, 2), strict=False):
+        assert picture.uri is not None
+        made = Image.open(io.BytesIO(base64.b64decode(picture.uri.partition(",")[2])))
+        assert made.size == (149, 112)
+        mean = made.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+        assert mean == pytest.approx(colours[colour], abs=12)
+    assert [picture.uri for picture in shown[3:]] == [None, None]
+    assert all(picture.problem for picture in shown[3:])

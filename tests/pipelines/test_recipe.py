@@ -5,7 +5,7 @@ import yaml
 
 from infra import config
 from infra.config import ConfigError, build
-from pipelines import curate_images, curate_texts
+from pipelines import curate_clips, curate_images, curate_interleaved, curate_texts
 from pipelines.mixture import Mixture
 from pipelines.recipe import Recipe, recipe_path
 from trainer.config import ModelConfig, TrainConfig
@@ -26,16 +26,27 @@ def test_our_recipes_are_found_by_name():
     assert recipe_path("some/own.yaml") == Path("some/own.yaml")
 
 
+def test_our_recipes_of_clips_and_pages_are_right():
+    checks = {
+        "clips": curate_clips,
+        "demo_clips": curate_clips,
+        "web_documents": curate_interleaved,
+    }
+    for name, pipeline in checks.items():
+        pipeline.check_rules(config.load(Recipe, recipe_path(name)))
+
+
 def test_the_readmes_recipes_are_recipes():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    kinds = (Recipe, Recipe, Mixture, TrainConfig)
+    kinds = (Recipe, Recipe, Recipe, Mixture, TrainConfig)
     blocks = (block.split("```")[0] for block in readme.split("```yaml\n")[1:])
-    pictures, texts, mixture, run = (
+    pictures, texts, clips, mixture, run = (
         build(kind, yaml.load(block, config._Loader))
         for kind, block in zip(kinds, blocks, strict=True)
     )
     curate_images.check_rules(pictures)
     curate_texts.check_rules(texts)
+    curate_clips.check_rules(clips)
     assert texts.holds_texts
     assert not pictures.holds_texts
     assert mixture.num_tokens == 2_000_000_000

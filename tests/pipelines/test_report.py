@@ -15,7 +15,7 @@ from PIL import Image
 
 from infra import catalog
 from infra.config import ConfigError
-from infra.runs import load_record, save_record
+from infra.runs import TableRecord, load_record, save_record
 from pipelines import report as reporting
 from pipelines import stats
 from pipelines.decide import Decide
@@ -275,3 +275,30 @@ def test_the_page_counts_what_the_funnel_counts(curated: Recipe) -> None:
     text = Path(write_report(curated)).read_text(encoding="utf-8")
     seen = dict(stats.funnel(curated.storage, curated.dataset))["seen"]
     assert re.search(rf"<b>{seen}</b><span class=\"soft\">samples seen", text)
+
+
+def test_clips_have_a_page_of_filmstrips(
+    curated: Recipe, write_frames: Callable[..., TableRecord]
+) -> None:
+    plain = Path(write_report(curated)).read_text(encoding="utf-8")
+    assert "Filmstrips" not in plain
+    assert not (Path(curated.workspace) / "report-filmstrip.html").exists()
+    [(kept,)] = (
+        catalog.connect(curated.storage)
+        .sql("SELECT min(sample_id) FROM decisions WHERE status = 'kept'")
+        .fetchall()
+    )
+    few = {"stage": "frames", "type": "too_few_frames", "message": "none qualifies"}
+    bad = {"stage": "probe", "type": "endless", "message": "it has no end"}
+    write_frames(curated, ["object", "static"], {kept: bad})
+    page = Page(Path(write_report(curated)).read_text(encoding="utf-8"))
+    assert {"report-filmstrip.html"} <= {link.get("href") for link in page.all("a")}
+    assert "endless" in page.texts
+    strips = (Path(curated.workspace) / "report-filmstrip.html").read_text(encoding="utf-8")
+    assert "<script" not in strips
+    assert "endless" in strips
+    # Without documents, frames say what was rejected later.
+    curated.storage.remove("documents/mixed")
+    write_frames(curated, ["object", "static"], {kept: few})
+    page = Page(Path(write_report(curated)).read_text(encoding="utf-8"))
+    assert "rejected later: frames:too_few_frames" in page.texts

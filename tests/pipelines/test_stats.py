@@ -1,5 +1,6 @@
 """The funnel counts every sample once; distributions and topics say what the tables hold."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from infra import catalog
 from infra.config import ConfigError
+from infra.runs import TableRecord, save_record
 from infra.storage import Storage
 from pipelines import stats
 from pipelines.decide import Decide
@@ -48,6 +50,44 @@ def test_tokens_and_packs_follow(curated: Recipe, write_tokens: Callable[[Recipe
     assert funnel["tokens mixed-256"] == sum(900 + 1 + i for i in range(left))
     assert funnel["packs mixed-256"] == 2
     assert list(funnel)[-1] == "packs mixed-256"
+
+
+def test_frames_are_counted_and_what_they_reject(
+    curated: Recipe, write_frames: Callable[..., TableRecord]
+) -> None:
+    kept = [
+        row["sample_id"]
+        for row in curated.storage.read_table(
+            next(r for r in catalog.records(curated.storage) if r.table == "decisions/mixed").path(
+                0
+            )
+        ).to_pylist()
+        if row["status"] == "kept"
+    ]
+    few = {"stage": "frames", "type": "too_few_frames", "message": "none qualifies"}
+    record = write_frames(curated, ["object", "static", "cut", "object"], {kept[0]: few})
+    assert [one.table for one in stats.frames_of(curated.storage, "mixed")] == [record.table]
+    steps = dict(stats.funnel(curated.storage, "mixed"))
+    assert steps["frames mixed-256"] == 3 * (record.num_rows - 1)
+    text = "\n".join(stats.stats_lines(curated))
+    assert re.search(rf"object +{2 * (record.num_rows - 1)} +.* 100.0%", text)
+    assert re.search(r"frames mixed-256 +\d+\n", text + "\n")  # no share of the samples
+    # Until there are documents, frames say what is lost.
+    assert "rejected later frames:too_few_frames" not in steps
+    for table in ("documents/mixed", "captions/mixed"):
+        curated.storage.remove(table)
+    steps = dict(stats.funnel(curated.storage, "mixed"))
+    assert steps["rejected later frames:too_few_frames"] == 1
+
+
+def test_tables_of_several_levels_come_in_their_order(
+    curated: Recipe, write_frames: Callable[..., TableRecord]
+) -> None:
+    record = write_frames(curated, ["object"])
+    for name in ("mixed-1024", "mixed-512", "mixed-256-r1", "other-256", "mixed"):
+        save_record(curated.storage, replace(record, table=f"frames/{name}", parts=()))
+    found = [one.table for one in stats.frames_of(curated.storage, "mixed")]
+    assert found == ["frames/mixed-256", "frames/mixed-512", "frames/mixed-1024"]
 
 
 def test_missing_scores_have_a_step_of_their_own(

@@ -1,16 +1,20 @@
 """infra/tables.md says what the code says, and its queries run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from infra import catalog
-from infra.runs import TableRecord, load_record, save_record
+from infra.runs import Part, TableRecord, load_record, save_record
+from infra.storage import Storage
+from operators.shots import Shots
 from pipelines.duplicates import Duplicates
 from pipelines.recipe import Recipe
 from pipelines.rules import Rule
+from pipelines.scored import score_schema
 from pipelines.sections import Captions
 from pipelines.tables_doc import GROUPS, LEDGER, PATH, QUERIES, TABLES, document
 
@@ -20,6 +24,7 @@ def con(
     curated: Recipe,
     curate_here: Callable[[Recipe], TableRecord],
     write_tokens: Callable[[Recipe], None],
+    write_frames: Callable[[Recipe, Sequence[str]], TableRecord],
 ) -> duckdb.DuckDBPyConnection:
     """All tables that a recipe of pictures can make."""
     judged = Captions(rules=(Rule(name="said", keep="len(text) > 0"),))
@@ -31,7 +36,27 @@ def con(
         part = curated.storage.read(tokens.path(number))
         curated.storage.write(f"tokens/mixed-256-r1/{tokens.parts[number].file}", part)
     save_record(curated.storage, replace(tokens, table="tokens/mixed-256-r1"))
+    write_frames(curated, ["object", "camera"])
+    samples = load_record(curated.storage, "samples/some")
+    assert samples is not None
+    for number in range(len(samples.parts)):
+        part = curated.storage.read(samples.path(number))
+        curated.storage.write(f"videos/some/{samples.parts[number].file}", part)
+    save_record(curated.storage, replace(samples, table="videos/some"))
+    write_shots(curated.storage)
     return catalog.connect(curated.storage)
+
+
+def write_shots(storage: Storage) -> None:
+    spans = [{"start_s": 0.0, "end_s": 4.5}, {"start_s": 4.5, "end_s": 9.0}]
+    shots = pa.table({"sample_id": ["a"], "spans": [spans], "num_shots": [2]})
+    schema = score_schema((Shots(),))
+    for field in schema:
+        if field.name not in shots.column_names:
+            shots = shots.append_column(field.remove_metadata(), pa.nulls(1, field.type))
+    file = "v-1/part-00000.parquet"
+    storage.write_part(f"shots/some/{file}", shots, schema, "sample_id")
+    save_record(storage, TableRecord("shots/some", "f", "s", "sample_id", (Part(file, 1),)))
 
 
 def test_the_file_is_current() -> None:
