@@ -1,6 +1,6 @@
 """What the motion rules call 240 cases of known motion, by method of flow, and real clips.
 
-    python tests/benchmarks/motion.py [FOLDER_OF_CLIPS [LARGE_WEIGHTS]]
+    python -m tests.benchmarks.motion [FOLDER_OF_CLIPS [LARGE_WEIGHTS]]
 
 The cases are the half ``report`` of tests/motion_cases.py: thresholds were chosen on the other
 half, with other seeds and photographs. Confusion matrices of both rules with raft_small, from both
@@ -33,7 +33,8 @@ Pairs = tuple[Pair | None, Pair | None]
 
 def pairs_of(case: Case, flow: Flow) -> Pairs:
     short, across = flow.flow([(case.now, case.after), (case.before, case.now)])
-    assert short is not None and across is not None
+    assert short is not None
+    assert across is not None
     return Pair(case.now, case.after, short, SHORT_S), Pair(case.before, case.now, across, ACROSS_S)
 
 

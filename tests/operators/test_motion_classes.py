@@ -27,7 +27,8 @@ def one_thread() -> Iterator[None]:
 
 def pairs_of(case: Case, flow: Flow) -> tuple[Pair, Pair]:
     short, across = flow.flow([(case.now, case.after), (case.before, case.now)])
-    assert short is not None and across is not None
+    assert short is not None
+    assert across is not None
     return Pair(case.now, case.after, short, SHORT_S), Pair(case.before, case.now, across, ACROSS_S)
 
 
@@ -40,7 +41,8 @@ def recalls(made: Sequence[Case], said: Sequence[Verdict]) -> tuple[float, dict[
 
 def test_cases_are_the_same_each_time_and_differ_by_seed() -> None:
     one, again, other = (make("tune", "pan", seed) for seed in (1, 1, 2))
-    assert np.array_equal(one.now, again.now) and np.array_equal(one.before, again.before)
+    assert np.array_equal(one.now, again.now)
+    assert np.array_equal(one.before, again.before)
     assert one.now.shape != other.now.shape or not np.array_equal(one.now, other.now)
     assert set(TRUTH.values()) == set(CLASSES)
 
@@ -48,11 +50,11 @@ def test_cases_are_the_same_each_time_and_differ_by_seed() -> None:
 @pytest.mark.slow
 def test_known_motion_with_a_cheap_flow() -> None:
     """Both rules on cases of the reported half, from both pairs and from the one 2 s apart."""
-    made = cases("report", seeds=range(200, 203))
+    made = cases("report", seeds=range(200, 205))
     pairs = [pairs_of(case, Flow(method="dis")) for case in made]
     accuracy, by_class = recalls(made, [MotionRule().classify(*pair) for pair in pairs])
-    assert accuracy >= 0.93
-    assert min(by_class.values()) >= 0.8
+    assert accuracy >= 0.95
+    assert min(by_class.values()) >= 0.8  # 10 cuts
     alone, _ = recalls(made, [MotionRule().classify(None, across) for _, across in pairs])
     paper, _ = recalls(made, [MotionRule(rule="paper").classify(*pair) for pair in pairs])
     assert alone < accuracy - 0.05
@@ -61,7 +63,7 @@ def test_known_motion_with_a_cheap_flow() -> None:
 
 @pytest.mark.slow
 def test_known_motion_with_the_default_flow() -> None:
-    made = cases("report", seeds=range(204, 205))
+    made = cases("report", seeds=range(205, 206))
     said = [MotionRule().classify(*pairs_of(case, Flow())) for case in made]
     accuracy, by_class = recalls(made, said)
     assert accuracy >= 0.9
@@ -178,7 +180,8 @@ def test_real_clips_look_as_a_person_says(
         flow.resize(rgb) for rgb in (before.rgb, now.rgb, now.partner) if rgb is not None
     )
     short, across = flow.flow([(two, after), (one, two)])
-    assert short is not None and across is not None
+    assert short is not None
+    assert across is not None
     gap, since = (now.partner_s or 0) - (now.timestamp_s or 0), 2.0
     said = MotionRule().classify(Pair(two, after, short, gap), Pair(one, two, across, since))
     assert said.class_ == class_, said.evidence

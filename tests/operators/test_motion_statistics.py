@@ -16,7 +16,7 @@ def photo() -> Pixels:
 
 def panned(photo: Pixels, dx: int, baseline_s: float) -> Pair:
     one, two = photo[:, 30:], np.roll(photo, dx, 1)[:, 30:]
-    flow = np.broadcast_to(np.float32([dx, 0]), (*one.shape[:2], 2))
+    flow = np.broadcast_to(np.array([dx, 0], np.float32), (*one.shape[:2], 2))
     return Pair(one, two, np.ascontiguousarray(flow), baseline_s)
 
 
