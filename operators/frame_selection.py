@@ -159,17 +159,13 @@ class FrameSelection:
         chosen = spread(places, self.most)
         ranks = dict(zip(qualified, importance(places, chosen), strict=True))
         kept = {qualified[i] for i in chosen}
-        error = None
-        if len(kept) < self.min_frames:
-            message = f"{len(kept)} of {len(seen)} candidates would be kept, {self.min_frames} are"
-            error = _failure(DecodeError("too_few_frames", f"{message} needed"))
-            kept = set()
+        error, pictures = None, {}
+        try:
+            pictures = self._pictures(clip, kept, len(seen))
+        except DecodeError as failed:
+            error, kept = _failure(failed), set()
         rows = [_not_decoded(frame) for frame in clip.frames]
         for i, (candidate, one) in enumerate(zip(clip.candidates, seen, strict=True)):
-            picture = {}
-            if i in kept and candidate.frame.rgb is not None:
-                rgb = candidate.frame.rgb
-                picture = self._at_level().cut(rgb, clip.target, rgb.shape[:2])
             rows[candidate.place] = {
                 "timestamp_s": candidate.frame.timestamp_s,
                 "class": one.verdict.class_,
@@ -178,10 +174,31 @@ class FrameSelection:
                 "rank": ranks.get(i),
                 "flow": one.grid,
                 **one.verdict.statistics,
-                **picture,
+                **pictures.get(i, {}),
             }
         columns = {"candidates": rows, "num_candidates": len(rows), "num_kept": len(kept)}
         return columns, error
+
+    def _pictures(self, clip: "_Clip", kept: set[int], of: int) -> dict[int, dict[str, Any]]:
+        """The pictures of the kept candidates; raises DecodeError.
+
+        A stream may change its shape midway: what was tested of the first frame is not so of all.
+        """
+        if len(kept) < self.min_frames:
+            message = f"{len(kept)} of {of} candidates would be kept, {self.min_frames} are needed"
+            raise DecodeError("too_few_frames", message)
+        pictures = {}
+        for i in kept:
+            rgb = clip.candidates[i].frame.rgb
+            assert rgb is not None  # candidates are decoded frames
+            if rgb.shape[0] < clip.target[0] or rgb.shape[1] < clip.target[1]:
+                raise DecodeError(
+                    "too_small_for_level",
+                    f"a frame of {rgb.shape[1]}x{rgb.shape[0]} is below {clip.target[1]}x"
+                    f"{clip.target[0]} of its clip at level {self.level}",
+                )
+            pictures[i] = self._at_level().cut(rgb, clip.target, rgb.shape[:2])
+        return pictures
 
 
 @dataclass(frozen=True)

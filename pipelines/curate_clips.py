@@ -9,6 +9,7 @@ next. A clip is one row from its samples to its document.
 
 import pyarrow as pa
 
+from infra.config import ConfigError
 from infra.runs import TableRecord
 from infra.schema import FRAMES
 from operators.caption_endpoint import check_endpoint
@@ -36,9 +37,13 @@ from pipelines.transition_phase import clip_document_phase, transition_phase, tr
 
 def check(recipe: Recipe) -> None:
     """All that can be known before work starts; raises ConfigError with one clear line."""
+    try:
+        selecting = frame_operators(recipe)
+    except ValueError as error:
+        raise ConfigError(f"`frames`: {error}") from None
     check_rules(recipe)
     operators: list[Operator] = [one for group in score_groups(recipe) for one in group.operators]
-    operators += frame_operators(recipe)
+    operators += selecting
     if recipe.clips.shots is not None:
         operators.append(recipe.clips.shots)
     if recipe.tokenize is not None:

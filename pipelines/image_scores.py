@@ -57,6 +57,9 @@ def clip_scores(recipe: Recipe) -> tuple[ScoreGroup, ...]:
     """The groups of clips: the same operators, on frames of theirs."""
     probe, given = recipe.clips.probe, recipe.clips.given
     motion = recipe.clips.motion
+    if motion is not None:  # both frames of a pair at the size that the flow asks for
+        side = max(probe.partner_short_side, motion.flow.short_side)
+        probe = replace(probe, partner_short_side=side)
     scores = [FrameScores(recipe.cheap.clarity, given.get("clarity"))]
     moves = () if motion is None else (replace(motion, given=given.get("motion")),)
     groups = [ScoreGroup("cheap", (probe, *scores, *moves), recipe.cheap.pool)]

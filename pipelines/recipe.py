@@ -117,6 +117,8 @@ class Recipe:
 
     def _check_sections(self) -> None:
         """Sections are for the media that there are; raises ValueError."""
+        if self.media == "video":
+            self._check_clips()
         for section in (one for one in fields(self) if one.name in _MEDIA_OF):
             value, media = getattr(self, section.name), _MEDIA_OF[section.name]
             default = section.default
@@ -126,6 +128,30 @@ class Recipe:
                 served = " and ".join(_WORDS[one] for one in media)
                 raise ValueError(
                     f"`{section.name}` is for {served}, the sources are {_WORDS[self.media]}: "
+                    "remove it"
+                )
+
+    def _check_clips(self) -> None:
+        """What a recipe of videos says has an effect; raises ValueError."""
+        models = self.models
+        computed = {
+            "motion": self.clips.motion is not None,
+            "aesthetic": models is not None and models.aesthetics is not None,
+        }
+        for score, there in computed.items():
+            if score in self.clips.given and not there:
+                section = "clips.motion" if score == "motion" else "models.aesthetics"
+                raise ValueError(
+                    f"clips.given.{score} stands in for what {section} computes, which is null: "
+                    "remove that null"
+                )
+        if models is not None and models.similarity is not None:
+            raise ValueError("models.similarity is of pictures, the sources are videos: remove it")
+        own, usual = self.documents, Documents()
+        for name in ("task", "inversion", "prompts", "text"):
+            if getattr(own, name) != getattr(usual, name):
+                raise ValueError(
+                    f"documents.{name} is for pictures, clips become interleaved documents: "
                     "remove it"
                 )
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d{1,2}):)?(\d+(?:\.\d*)?|\.\d+)")
+_CLOCK = re.compile(r"(?:(?:(\d+):)?([0-5]?\d):(?=[0-5]?\d(?:\.|$)))?(\d+(?:\.\d*)?|\.\d+)")
+_ENDLESS_S = 1e9  # thirty years: no video, and a JSON number of any length is above it
 _PAIR = re.compile(r"[\[(]([^,]*),([^,]*)[\])]")
 
 
@@ -21,13 +22,15 @@ def seconds(value: Any) -> float | None:
         found = _CLOCK.fullmatch(value.strip())
         if found is None:
             raise ValueError(f"{value[:100]!r} is no time: write seconds or H:MM:SS.mmm")
-        hours, minutes, rest = found.groups()
-        return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hours, minutes, rest = (float(part or 0) for part in found.groups())
+        found_s = hours * 3600 + minutes * 60 + rest
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{str(value)[:100]!r} is {type(value).__name__}, no time")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{value} is no time: seconds from the start of the video")
-    return float(value)
+    else:
+        found_s = float(value) if abs(value) < _ENDLESS_S else math.inf
+    if not 0 <= found_s < _ENDLESS_S:
+        raise ValueError(f"{str(value)[:100]} is no time: seconds from the start of the video")
+    return found_s
 
 
 def span_of(
@@ -38,7 +41,7 @@ def span_of(
     Columns that are one hold both ends. Raises ValueError where they are no span of a video.
     """
     start, end = row.get(start_column), row.get(end_column)
-    if start_column == end_column and start is not None:
+    if start_column == end_column and start not in (None, ""):
         start, end = _both(start)
     start_s, end_s = seconds(start), seconds(end)
     if end_s is not None and end_s <= (start_s or 0.0):
@@ -53,7 +56,7 @@ def _both(value: Any) -> tuple[Any, Any]:
             raise ValueError(f"{value[:100]!r} is no span: write [start, end]")
         first, last = (part.strip().strip("'\"") for part in found.groups())
         return first, last
-    if not isinstance(value, Sequence) or len(value) != 2:
+    if isinstance(value, bytes) or not isinstance(value, Sequence) or len(value) != 2:
         raise ValueError(f"{str(value)[:100]!r} is no span: write [start, end]")
     return value[0], value[1]
 

@@ -250,6 +250,29 @@ def test_frames_of_a_clip_that_changes_its_size(photo: Pixels) -> None:
     assert done["error"][0].as_py()["type"] == "too_small_for_level"
 
 
+@pytest.mark.parametrize(
+    ("shapes", "told"),
+    [
+        (((384, 683), (683, 384)), "too_elongated"),
+        (((300, 1000), (310, 310)), "too_small_for_level"),
+    ],
+)
+def test_a_clip_that_turns_midway_fails_alone(shapes: Any, told: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def clip(*sizes: tuple[int, int]) -> list[Frame]:
+        frames = [rng.integers(0, 255, (*size, 3), np.uint8) for size in sizes]
+        return [Frame(2.0 * t, rgb, 2.0 * t + 0.1, rgb) for t, rgb in enumerate(frames)]
+
+    done = FrameSelection(level=256, flow=Flow(method="dis"))(
+        table([clip(*shapes), clip(shapes[0], shapes[0])])
+    )
+    failed, fine = done["error"].to_pylist()
+    assert failed["type"] == told
+    assert fine is None
+    assert done["num_kept"].to_pylist() == [0, 2]
+
+
 def test_the_flow_is_told_on_a_grid(photo: Pixels) -> None:
     def window(left: int) -> Pixels:
         return np.ascontiguousarray(photo[20:276, left : left + 320])

@@ -1,5 +1,6 @@
 """Times are read as they are written; keys of clips are distinct and stable."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -102,3 +103,17 @@ def test_other_spans_and_streams_have_other_keys(spans: set[tuple[int, int, int]
 def test_neighbouring_clips_have_other_keys(borders: list[float]) -> None:
     keys = [clip_key("a", 0, *span) for span in pairwise(sorted(borders))]
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, "9" * 400, "9" * 400 + ":00:00", "1:75", "0:00:99", "1:60:00", -1, math.nan]
+)
+def test_what_no_video_lasts(value: object) -> None:
+    with pytest.raises(ValueError, match="is no time"):
+        seconds(value)
+
+
+def test_an_empty_cell_of_both_ends_is_the_whole_video() -> None:
+    assert span_of({"t": ""}, "t", "t") == span_of({"t": None}, "t", "t") == (None, None)
+    with pytest.raises(ValueError, match="no span"):
+        span_of({"t": b"ab"}, "t", "t")
