@@ -124,7 +124,7 @@ class Recipe:
             default = section.default
             if section.default_factory is not MISSING:
                 default = section.default_factory()
-            if self.media not in media and value != default:
+            if self.media not in media and value is not None and value != default:
                 served = " and ".join(_WORDS[one] for one in media)
                 raise ValueError(
                     f"`{section.name}` is for {served}, the sources are {_WORDS[self.media]}: "

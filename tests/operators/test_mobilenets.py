@@ -29,7 +29,7 @@ def test_weights_fit_strictly_and_compute_in_fp32(name: str) -> None:
 
 def test_carried_weights_stay_small_and_have_their_licences() -> None:
     files = list(mobilenets.WEIGHTS.glob("*.safetensors"))
-    assert sum(file.stat().st_size for file in files) < 16 * 2**20
+    assert sum(file.stat().st_size for file in files) < 18 * 2**20
     told = (mobilenets.WEIGHTS / "README.md").read_text(encoding="utf-8")
     for file in [*files, *mobilenets.WEIGHTS.glob("LICENSE-*")]:
         assert f"`{file.name}`" in told

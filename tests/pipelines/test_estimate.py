@@ -194,7 +194,8 @@ def test_documents_are_cut_as_the_parts_of_their_samples(tmp_path: Path) -> None
     texts = Source(name="t", kind="jsonl", path=str(tmp_path))
     pictures = Source(name="p", kind="folder", path=str(tmp_path))
     for source, slices in ((texts, 4), (pictures, 98)):
-        recipe = make_recipe(tmp_path / "ws", tmp_path, sources=(source,), documents=Documents())
+        changes = {"sources": (source,), "documents": Documents(), "cheap": Cheap()}
+        recipe = make_recipe(tmp_path / "ws", tmp_path, **changes)
         drawn = Drawn(
             source=source,
             rows=SAMPLES.empty_table(),
