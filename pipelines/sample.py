@@ -50,13 +50,19 @@ def sample(
     if num_pictures < 1:
         raise ConfigError(f"pictures is {num_pictures}: at least 1")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except RuntimeError:
+        raise ConfigError(f"device {device} is not there: use cpu, or cuda with a GPU") from None
+    except OSError as error:
+        raise ConfigError(f"output {output} cannot be a folder: {error}") from None
     model = load_model(folder, device)
     if device == "cpu":
         model = model.float()  # bfloat16 is slower there
     draws = checkpoint.load(tokenizer, device)
     ids = np.array(text.load(vocabulary).encode(prompt), np.int32)
     segments = [Text(ids)] if len(ids) else []
-    Path(output).mkdir(parents=True, exist_ok=True)
     written = []
     for seed in range(sampling.seed, sampling.seed + num_pictures):
         of = replace(sampling, seed=seed)

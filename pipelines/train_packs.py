@@ -103,7 +103,10 @@ def _train(config: TrainConfig, name: str) -> None:
 def _with_codebook(config: TrainConfig, tokenizer: str) -> TrainConfig:
     """Visual embeddings start as the tokenizer's codes (paper, 2.2)."""
     path = f"{config.output}/{CODEBOOK}"
-    write_codebook(path, tokenizer)
+    try:
+        write_codebook(path, tokenizer)
+    except OSError as error:
+        raise ConfigError(f"output {config.output} cannot be a folder: {error}") from None
     return replace(config, codebook=path)
 
 

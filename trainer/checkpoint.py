@@ -6,6 +6,7 @@ a number of ranks. For another number they are converted first, once, into ``uni
 """
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def complete(folder: Path) -> list[Path]:
 
 def check(checkpoint: Path, identity: Mapping[str, Any]) -> None:
     """Raise ConfigError if the checkpoint belongs to another model, vocabulary or plan of packs."""
-    stored = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["identity"]
+    stored = _state(checkpoint)["identity"]
     for key in identity:
         ours = json.loads(json.dumps(identity[key]))  # as stored: tuples become lists
         if stored.get(key) != ours:
@@ -83,7 +84,7 @@ def convert(checkpoint: Path) -> bool:
 
     All ranks must call this. Without ZeRO every rank's state is the same, and nothing is to do.
     """
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    state = _state(checkpoint)
     same = state["ranks"] == torch.distributed.get_world_size()
     if same or not state["identity"]["zero_stage"]:
         return False
@@ -98,28 +99,46 @@ def convert(checkpoint: Path) -> bool:
             [*run, *folders, "--inject_missing_state"], check=False, capture_output=True, text=True
         )
         if done.returncode:
-            raise RuntimeError(f"{checkpoint} cannot be converted:\n{done.stderr[-2000:]}")
+            raise _damaged(checkpoint, " ".join(done.stderr.split())[-500:])
         writing.rename(final)
     while not final.exists():  # no barrier: a large one takes longer than a collective may
         time.sleep(0.1)
     return True
 
 
+def _state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        _ = [state[key] for key in ("step", "packs_consumed", "ranks", "identity")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(checkpoint, f"state.json: {error}") from None
+    return dict(state)
+
+
+def _damaged(checkpoint: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"checkpoint {checkpoint} is damaged ({why}): remove it to go on from the one before"
+    )
+
+
 def reached(checkpoint: Path) -> Progress:
     """How far the run was."""
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    state = _state(checkpoint)
     return Progress(state["step"], state["packs_consumed"])
 
 
 def load(checkpoint: Path, engine: Any) -> None:
-    """Restore parameters, optimiser and random state into ``engine``."""
+    """Restore parameters, optimiser and random state into ``engine``. Raises ConfigError."""
     groups = engine.optimizer.param_groups
     settings = [{name: group[name] for name in ("weight_decay", "betas")} for group in groups]
     universal = engine.load_universal_checkpoint()
     tag = _UNIVERSAL if universal else _TAG
-    path, client_state = engine.load_checkpoint(str(checkpoint), tag=tag)
+    try:
+        path, client_state = engine.load_checkpoint(str(checkpoint), tag=tag)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise _damaged(checkpoint, " ".join(str(error).split())[:500]) from None
     if path is None:
-        raise FileNotFoundError(f"checkpoint {checkpoint} is incomplete: delete it")
+        raise _damaged(checkpoint, "files are missing")
     # What this run says counts, not what the checkpoint was made with. (And from a converted one
     # DeepSpeed 0.19 gives all groups the settings of the first.)
     for group, ours in zip(engine.optimizer.param_groups, settings, strict=True):

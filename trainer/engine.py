@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
         torch.cuda.set_device(device)
     started = not dist.is_initialized()
     if started and "RANK" in os.environ:
-        dist.init_process_group(backend)
+        # Reading all packs before the first step takes hours, and not the same on every rank.
+        dist.init_process_group(backend, timeout=timedelta(hours=12))
     elif started:  # a store in memory: no port to find, none to collide with
         dist.init_process_group(
             backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
@@ -59,11 +61,16 @@ def process_group() -> Iterator[tuple[int, int, torch.device]]:
 
 
 def build_engine(
-    model: Decoder, config: TrainConfig, device: torch.device, universal: bool = False
+    model: Decoder,
+    config: TrainConfig,
+    device: torch.device,
+    universal: bool = False,
+    bf16: bool | None = None,
 ) -> Any:
     """The DeepSpeed engine: ZeRO, AdamW, clipping; bf16 (fp32 states) on a GPU, fp32 on a CPU.
 
-    ``universal``: it is to load a checkpoint that was converted from another number of ranks.
+    ``universal``: it is to load a checkpoint that was converted from another number of ranks. The
+    rate is 0 until the loop sets that of the first step.
     """
     import deepspeed
 
@@ -74,15 +81,20 @@ def build_engine(
     # torch's AdamW: DeepSpeed's own CPU Adam compiles for over a minute at its first start.
     optimizer = torch.optim.AdamW(
         _decayed(model, config.weight_decay, whole),
-        lr=config.learning_rate,
+        lr=0.0,
         betas=config.betas,
         fused=True,
     )
+    bf16 = device.type == "cuda" if bf16 is None else bf16
     engine, *_ = deepspeed.initialize(
         model=model.to(device),
         optimizer=optimizer,
-        config=settings(config, bf16=device.type == "cuda", universal=universal),
+        config=settings(config, bf16=bf16, universal=universal),
     )
+    if bf16 and not config.zero_stage:
+        # DeepSpeed's wrapper of this stage has taken a step without gradients, to make the moments.
+        for moments in optimizer.state.values():
+            moments["step"].zero_()
     return engine
 
 

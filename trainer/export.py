@@ -65,12 +65,12 @@ def export(checkpoint: str | Path, folder: str | Path, dtype: torch.dtype = torc
         raise ConfigError(f"{folder} is a file: name a folder to write into")
     if (folder / CONFIG).exists():
         raise ConfigError(f"folder {folder} holds a model already: name another, or remove it")
-    identity = state["identity"]
-    shape = dict(identity["model"])
-    code_dim = shape.pop("code_dim")
     try:
+        identity = state["identity"]
+        shape = dict(identity["model"])
+        code_dim = shape.pop("code_dim")
         weights = _weights(checkpoint / "engine", identity["zero_stage"])
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"checkpoint {checkpoint} is damaged: {reason}") from None
     facts = ModelFacts(

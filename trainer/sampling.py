@@ -4,6 +4,7 @@ The positions of a scale are those of the layout that training saw, so that what
 what a whole forward pass over the finished image gives.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,13 +36,13 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}: use 0 (greedy) or more")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}: use 0 (all codes) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: use a share in (0, 1]")
-        if self.guidance < 0:
+        if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance is {self.guidance}: use 0 or more")
 
 
@@ -80,7 +81,9 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tens
     """[n] codes from logits [n, num_codes]; equal logits and generator give equal codes."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    ranked, order = (logits / sampling.temperature).sort(dim=-1, descending=True, stable=True)
+    # Less the largest and in fp64, so that any temperature above 0 leaves finite numbers.
+    below = (logits - logits.amax(dim=-1, keepdim=True)).double() / sampling.temperature
+    ranked, order = below.float().sort(dim=-1, descending=True, stable=True)
     chances = ranked.softmax(dim=-1)
     if sampling.top_k:
         chances[:, sampling.top_k :] = 0

@@ -26,6 +26,7 @@ from infra.config import ConfigError, load
 from infra.layout import layout
 from infra.segments import Vocabulary
 from packing.cost import flops
+from packing.packs import CODEBOOK
 from packing.reader import Pack, PackError, Packs, PackStream, open_packs, read_pack
 from trainer import checkpoint, codebook, log
 from trainer.batch import PackTensors, pack_tensors
@@ -62,8 +63,9 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
     packs = open_packs(config.packs)
     check_shards(packs)
     vocabulary = packs.facts.vocabulary
-    vectors = None
-    if path := config.codebook or codebook.of_packs(packs):
+    vectors, own = None, Path(config.output) / CODEBOOK  # of a run that began with it
+    path = config.codebook or codebook.of_packs(packs) or (str(own) if own.exists() else None)
+    if path:
         vectors = codebook.read(path, vocabulary.num_codes, packs.facts.tokenizer_id)
     code_dim = config.code_dim if vectors is None else vectors.shape[1]
     output = Path(config.output)
@@ -237,7 +239,13 @@ def _num_steps(config: TrainConfig, packs: Packs, ranks: int) -> int:
             f"{config.packs} holds {packs.num_packs} packs, one step of {ranks} ranks with "
             f"micro_batches {config.micro_batches} takes {per_step}: lower one of them"
         )
-    return min(config.steps, config.epochs * (packs.num_packs // per_step))
+    steps = min(config.steps, config.epochs * (packs.num_packs // per_step))
+    if config.warmup_steps >= steps:
+        raise ConfigError(
+            f"warmup_steps is {config.warmup_steps}, but {config.epochs} epochs of "
+            f"{packs.num_packs} packs are only {steps} steps: lower it, or raise epochs"
+        )
+    return steps
 
 
 def _identity(config: TrainConfig, packs: Packs, code_dim: int, per_step: int) -> dict[str, Any]:

@@ -27,12 +27,35 @@ def test_only_renamed_checkpoints_count_oldest_first(tmp_path):
 
 def test_what_differs_is_named_with_both_values(tmp_path):
     identity = {"tokenizer": "a", "model": {"mrope_sections": (4, 6, 6)}}
-    (tmp_path / "state.json").write_text(json.dumps({"identity": identity}))
+    state = {"step": 1, "packs_consumed": 1, "ranks": 1, "identity": identity}
+    (tmp_path / "state.json").write_text(json.dumps(state))
     checkpoint.check(tmp_path, identity)
     with pytest.raises(ConfigError, match="tokenizer a, this run has b"):
         checkpoint.check(tmp_path, identity | {"tokenizer": "b"})
     with pytest.raises(ConfigError, match="zero_stage None, this run has 2"):
         checkpoint.check(tmp_path, identity | {"zero_stage": 2})
+
+
+def test_a_damaged_checkpoint_is_one_line_with_the_remedy(config):
+    short = replace(config, steps=2, checkpoint_every=1)
+    train(short)
+    [*_, newest] = checkpoint.complete(Path(config.output) / "checkpoints")
+    told = "is damaged .*: remove it to go on from the one before"
+    optimizer = next(newest.rglob("*optim_states.pt"))
+    whole = optimizer.read_bytes()
+    optimizer.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=told) as raised:
+        train(replace(short, steps=3))
+    assert "\n" not in str(raised.value)
+    for text in ("", "{}", "[]"):
+        (newest / "state.json").write_text(text)
+        with pytest.raises(ConfigError, match=told):
+            train(replace(short, steps=3))
+    (newest / "state.json").unlink()
+    with pytest.raises(ConfigError, match=told):
+        train(replace(short, steps=3))
+    shutil.rmtree(newest)
+    assert train(replace(short, steps=3)).last.step == 3
 
 
 KILLED = """

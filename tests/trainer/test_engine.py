@@ -50,3 +50,26 @@ def test_many_small_gradients_in_bf16_are_added_up_in_fp32(zero_stage):
             engine.step()
         assert float(engine.get_global_grad_norm()) == pytest.approx(sum(steps), rel=1e-3)
         engine.destroy()
+
+
+def test_the_first_step_in_bf16_is_the_same_at_all_stages():
+    """DeepSpeed's wrapper of stage 0 takes a step of its own before; Adam must not count it."""
+    weight = torch.linspace(-1, 1, 64).reshape(8, 8)
+    moved = []
+    for zero_stage in (0, 1, 2):
+        model = torch.nn.Linear(8, 8, bias=False)
+        model.weight.data.copy_(weight)
+        of = replace(CONFIG, zero_stage=zero_stage, micro_batches=1, gradient_clip=1e9)
+        with process_group() as (_, _, device):
+            engine = build_engine(model, of, device, bf16=True)
+            for group in engine.optimizer.param_groups:
+                group["lr"] = 0.05
+            engine.backward(engine(torch.ones(1, 8, dtype=torch.bfloat16)).sum())
+            engine.step()
+            moved.append(engine.module.weight.detach().float().clone())
+            engine.destroy()
+    for other in moved[1:]:
+        torch.testing.assert_close(moved[0], other)
+    # Adam's first step is the rate itself, beside the decay of 0.1.
+    change = weight.bfloat16().float() * (1 - 0.05 * 0.1) - moved[0]
+    torch.testing.assert_close(change, torch.full_like(change, 0.05), atol=5e-3, rtol=0)

@@ -128,10 +128,18 @@ def test_top_k_and_top_p_leave_what_a_search_leaves(top_k, top_p):
         assert set(drawn[row::3].tolist()) == left
 
 
+def test_the_least_temperature_is_greedy():
+    logits = torch.tensor([[0.0, 30.0, -30.0]]).repeat(50, 1)
+    drawn = draw(logits, Sampling(temperature=1e-45), torch.Generator().manual_seed(0))
+    assert drawn.tolist() == [1] * 50
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [({"temperature": -1}, "temperature is -1"), ({"top_k": -1}, "top_k is -1"),
-     ({"top_p": 0}, "top_p is 0"), ({"guidance": -0.1}, "guidance is -0.1")],
+     ({"top_p": 0}, "top_p is 0"), ({"guidance": -0.1}, "guidance is -0.1"),
+     ({"temperature": float("nan")}, "temperature is nan"),
+     ({"guidance": float("inf")}, "guidance is inf")],
 )  # fmt: skip
 def test_impossible_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -226,6 +226,10 @@ def test_another_model_or_other_packs_do_not_continue_a_run(config, write_packs,
 def test_too_few_packs_or_none_stop_before_work(config, tmp_path):
     with pytest.raises(ConfigError, match=r"holds 6 packs, one step .* takes 7"):
         train(replace(config, micro_batches=7))
+    with pytest.raises(
+        ConfigError, match=r"warmup_steps is 50, but \d+ epochs of 6 packs are only"
+    ):
+        train(replace(config, steps=100, epochs=2, warmup_steps=50))
     with pytest.raises(PackError, match="is no folder of packs"):
         train(replace(config, packs=str(tmp_path / "nowhere")))
 
