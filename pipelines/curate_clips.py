@@ -21,7 +21,7 @@ from operators.topics import OTHER
 from pipelines.balance import check_topics
 from pipelines.caption_phase import caption_decision
 from pipelines.clip_samples import clip_phase, shot_phase
-from pipelines.curate_images import Run, find_duplicates, score
+from pipelines.curate_images import Run, captions_are_due, find_duplicates, score
 from pipelines.decide import Decide, Decision
 from pipelines.image_scores import check_gates, score_groups
 from pipelines.inputs import SAMPLES_PER_MEDIA_PART, DatasetPart, KeptInput, dataset_parts
@@ -31,7 +31,6 @@ from pipelines.refresh import refresh
 from pipelines.scored import ScoredPart, duplicate_columns, rule_columns
 from pipelines.source import Source
 from pipelines.sources import index_phase, list_source
-from pipelines.status import Look, NotDoneError
 from pipelines.transition_phase import clip_document_phase, transition_phase, transition_schema
 
 
@@ -58,21 +57,12 @@ def check(recipe: Recipe) -> None:
 
 def _check_endpoint(recipe: Recipe) -> None:
     texts = recipe.transitions.operator
-    if texts.engine != "openai" or not _texts_are_due(recipe):
+    if texts.engine != "openai" or not captions_are_due(recipe, curate):
         return
     if texts.ask:
         check_endpoint(texts.base_url, texts.model, texts.api_key_env)
     if texts.cache:
         check_cache(texts.cache)
-
-
-def _texts_are_due(recipe: Recipe) -> bool:
-    """Whether a run would come to ask for transitions."""
-    try:
-        curate(recipe, run=Look([]))
-    except NotDoneError as first:
-        return str(first).partition("/")[0] not in ("caption_decisions", "documents")
-    return False
 
 
 def check_rules(recipe: Recipe) -> None:

@@ -76,10 +76,15 @@ def check(recipe: Recipe) -> None:
         check_cache(caption.cache)
 
 
-def captions_are_due(recipe: Recipe) -> bool:
-    """Whether a run would come to ask for captions: they or an earlier table are not up to date."""
+def captions_are_due(
+    recipe: Recipe, pipeline: Callable[[Recipe, Run], TableRecord] | None = None
+) -> bool:
+    """Whether a run would come to ask for captions: they or an earlier table are not up to date.
+
+    ``pipeline`` curates the recipe (default: the one of pictures).
+    """
     try:
-        curate(recipe, run=Look([]))
+        (pipeline or curate)(recipe, Look([]))
     except NotDoneError as first:
         return str(first).partition("/")[0] not in ("caption_decisions", "documents")
     return False
