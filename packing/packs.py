@@ -182,6 +182,8 @@ def _fetch(
             data = storage.read(name, offset, length, timeout_s=ATTEMPT_S)
         except FileNotFoundError:
             raise
+        except NotADirectoryError as error:  # below a file there is nothing
+            raise FileNotFoundError(*error.args) from None
         except faults as error:
             reason = " ".join(str(error).split()) or f"no whole answer in {ATTEMPT_S:g} s"
             found = f"the store fails ({type(error).__name__}: {reason})"

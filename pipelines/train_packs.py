@@ -2,16 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from infra.config import ConfigError, build, load
 from infra.runs import TableRecord
-from packing.packs import CODEBOOK, PackError, open_packs
-from pipelines.progress import Progress
+from packing.packs import PackError
+from pipelines.progress import Progress, say
 from pipelines.recipe import Recipe
 from pipelines.status import State
-from pipelines.tokenizer_codebook import is_of, write_codebook
 from pipelines.train_page import read_log, write_train_page
 from trainer.config import TrainConfig
 
@@ -56,24 +54,12 @@ def train_packs(recipe: Recipe, packs: TableRecord) -> None:
                 f"{packs.table} has {name} {packs.facts[name]}, the recipe's tokenizer {value}: "
                 "take the tokenizer that made the packs, or run `nextscale pack` again"
             )
-    config = _with_codebook(config, operator.checkpoint)
     _train(config, f"train/{recipe.tokens_name}")
 
 
 def train_folder(path: Path, overrides: Sequence[str] = ()) -> None:
-    """Train as a recipe of the trainer's own says, on any folder of packs (`TrainConfig`).
-
-    Where neither it nor the packs have a codebook, and the packs are of the carried tokenizer, that
-    one's is taken.
-    """
+    """Train as a recipe of the trainer's own says, on any folder of packs (`TrainConfig`)."""
     config = load(TrainConfig, path, overrides)
-    try:
-        packs = open_packs(config.packs)
-    except PackError as error:
-        raise ConfigError(str(error)) from None
-    has_none = config.codebook is None and not packs.storage.exists(CODEBOOK)
-    if has_none and is_of("", packs.facts.tokenizer_id):
-        config = _with_codebook(config, "")
     _train(config, f"train {config.packs}")
 
 
@@ -88,7 +74,7 @@ def _train(config: TrainConfig, name: str) -> None:
         progress.add(entry.step - progress.done)
 
     try:
-        result = train(config, show)
+        result = train(config, show, say)
     except (PackError, FloatingPointError) as error:
         raise ConfigError(str(error)) from None
     if os.environ.get("RANK", "0") != "0":  # under a launcher the first rank tells
@@ -98,16 +84,6 @@ def _train(config: TrainConfig, name: str) -> None:
     else:
         progress.close(f"{result.last.tokens_per_s:,.0f} tokens/s at the end")
         write_train_page(str(result.log), str(result.log.with_name("training.html")))
-
-
-def _with_codebook(config: TrainConfig, tokenizer: str) -> TrainConfig:
-    """Visual embeddings start as the tokenizer's codes (paper, 2.2)."""
-    path = f"{config.output}/{CODEBOOK}"
-    try:
-        write_codebook(path, tokenizer)
-    except OSError as error:
-        raise ConfigError(f"output {config.output} cannot be a folder: {error}") from None
-    return replace(config, codebook=path)
 
 
 def train_state(recipe: Recipe, packs: TableRecord) -> State:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from infra.config import ConfigError
 from infra.schema import digest
+from infra.text_vocabulary import vocabulary_id
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -59,7 +60,6 @@ _SPECIAL = (
     "<|repo_name|>",
     "<|file_sep|>",
 )
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
 class TurnMarks(NamedTuple):
@@ -111,17 +111,7 @@ def identity(source: str = "") -> str:
     if not source:
         content = hashlib.sha256(_carried().read_bytes()).hexdigest()
         return digest("text", _PATTERN, *_SPECIAL, content)
-    folder = Path(source)
-    if not folder.is_dir():
-        return digest("text", "hub", source)
-    contents = [
-        hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in _TOKENIZER_FILES
-        if (folder / name).is_file()
-    ]
-    if not contents:
-        raise ConfigError(f"text tokenizer {source} holds none of {', '.join(_TOKENIZER_FILES)}")
-    return digest("text", "folder", *contents)
+    return vocabulary_id(source)
 
 
 def _carried() -> Path:

@@ -101,6 +101,8 @@ def convert(checkpoint: Path) -> bool:
         if done.returncode:
             raise _damaged(checkpoint, " ".join(done.stderr.split())[-500:])
         writing.rename(final)
+        for left in checkpoint.glob(f".{_UNIVERSAL}.*"):
+            shutil.rmtree(left, ignore_errors=True)
     while not final.exists():  # no barrier: a large one takes longer than a collective may
         time.sleep(0.1)
     return True

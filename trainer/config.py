@@ -83,6 +83,7 @@ class TrainConfig:
     # Safetensors of the tokenizer's codebook; null: the packs' own, without one random embeddings.
     codebook: str | None = None
     initialise_from: str | None = None  # an exported model, or a Qwen2.5 by hub id or folder
+    same_vocabulary: bool = False  # the packs' text ids are that Qwen2.5's, whatever their name
     code_dim: int = 40  # width of the visual embeddings where no codebook says it
     model: ModelConfig = field(default_factory=ModelConfig)
     micro_batches: int = 1  # M: packs per rank and step; a step takes ranks x M packs
@@ -99,6 +100,7 @@ class TrainConfig:
     checkpoint_every: int = 100  # steps; the last step always writes one
     keep_checkpoints: int = 2
     recompute: bool = False  # layers in the backward pass: far less memory for a third more time
+    compile: bool = False  # the layers around attention: fewer passes over memory; not for ZeRO-3
     seed: int = 0
     # Read all packs of the run once before its first step, each rank its share: 3 s per GB of it.
     verify_packs: bool = True
@@ -117,6 +119,8 @@ class TrainConfig:
         for name in ("warmup_steps", "weight_decay", "scale_alpha", "reader_workers"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: use 0 or more")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile is true: use zero_stage 0 to 2 with it, or leave it out")
         if self.warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps}: use less than the steps, {self.steps}"

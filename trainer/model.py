@@ -36,13 +36,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, keys)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        def heads(projected: Tensor) -> Tensor:  # [T, n d] -> [n, T, d]
+    def heads(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries, rotated keys and values, [heads, T, head_dim], of [T, hidden]."""
+
+        def split(projected: Tensor) -> Tensor:  # [T, n d] -> [n, T, d]
             return projected.view(len(x), -1, self.head_dim).transpose(0, 1)
 
-        query = rotate(heads(self.q_proj(x)), rotation)
-        key = rotate(heads(self.k_proj(x)), rotation)
-        attended = attend(query, key, heads(self.v_proj(x)))
+        query, key = (rotate(split(of(x)), rotation) for of in (self.q_proj, self.k_proj))
+        return query, key, split(self.v_proj(x))
+
+    def join(self, attended: Tensor) -> Tensor:
+        """[T, hidden] of [heads, T, head_dim]."""
         return self.o_proj(attended.transpose(0, 1).flatten(1))
 
 
@@ -66,8 +70,19 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, attend)
+        return self.after(x, attend(*self.before(x, rotation)))
+
+    def before(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn.heads(self.input_layernorm(x), rotation)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.self_attn.join(attended)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def compile_parts(self) -> None:
+        """All layers share what is compiled; packs differ in T, so it is for any."""
+        self.before = torch.compile(self.before, dynamic=True)  # type: ignore[method-assign]
+        self.after = torch.compile(self.after, dynamic=True)  # type: ignore[method-assign]
 
 
 class VisionInputs(nn.Module):
@@ -135,6 +150,12 @@ class Decoder(nn.Module):
                 nn.init.normal_(weight, std=std / (2 * self.config.num_layers) ** 0.5)
         nn.init.normal_(self.vision.codebook)
         self.load_codebook(F.normalize(self.vision.codebook.detach(), dim=-1))
+
+    def compile_layers(self) -> None:
+        """Fuse what is in the layers, but for attention: on a GPU it is compiled in any case."""
+        for layer in self.layers:
+            assert isinstance(layer, Block)
+            layer.compile_parts()
 
     @torch.no_grad()
     def load_codebook(self, codebook: Tensor) -> None:

@@ -6,6 +6,7 @@ Paper section 3.2.2: the vision tower is replaced by our codes, the vocabulary g
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from infra.config import ConfigError
-from trainer.config import ModelConfig
+from infra.text_vocabulary import QWEN, vocabulary_id
+from packing.packs import Facts
+from trainer.config import ModelConfig, TrainConfig
 from trainer.export import is_exported, load_model, read_facts, stored_tensors
 from trainer.model import Decoder
 
@@ -46,21 +49,25 @@ def folder_of(source: str) -> Path:
         ) from None
 
 
-def initialise(model: Decoder, source: str, tokenizer_id: str, vocabulary_id: str) -> None:
-    """Start ``model`` from an exported one of ours, of an earlier stage, or from a Qwen2.5.
+def initialise(model: Decoder, config: TrainConfig, packs: Facts) -> None:
+    """Start ``model`` from ``initialise_from``: one of ours, of an earlier stage, or a Qwen2.5.
 
-    Raises ConfigError where ours was trained with another tokenizer or vocabulary, or does not fit.
+    Raises ConfigError where that has another tokenizer or vocabulary than the packs, or does not
+    fit.
     """
+    source = str(config.initialise_from)
     folder = folder_of(source)
     if not is_exported(folder):
+        if not config.same_vocabulary:
+            _check_vocabulary(source, packs.vocabulary_id)
         # What the weights' shapes do not tell: angles, norms, the cut into heads.
         _check_shape(source, model_config(folder, model.config), model.config)
         load_text_weights(model, folder)
         return
     facts = read_facts(folder)
     for what, ours, theirs in (
-        ("tokenizer", facts.tokenizer_id, tokenizer_id),
-        ("vocabulary", facts.vocabulary_id, vocabulary_id),
+        ("tokenizer", facts.tokenizer_id, packs.tokenizer_id),
+        ("vocabulary", facts.vocabulary_id, packs.vocabulary_id),
     ):
         if ours != theirs:
             raise ConfigError(f"model {source} is of {what} {ours}, the packs are of {theirs}")
@@ -71,6 +78,18 @@ def initialise(model: Decoder, source: str, tokenizer_id: str, vocabulary_id: st
             f"{model.vision.codebook.shape[1]}: set train.code_dim, or name its codebook"
         )
     model.load_state_dict(load_model(folder).state_dict())
+
+
+def _check_vocabulary(source: str, packs: str) -> None:
+    """Rows of one vocabulary under the ids of another would train, and learn nonsense."""
+    known = {QWEN}
+    with suppress(ConfigError):  # a folder of weights alone has no tokenizer
+        known.add(vocabulary_id(source))
+    if packs not in known:
+        raise ConfigError(
+            f"the packs' text ids are of vocabulary {packs}, {source} is not known to have it: "
+            "tokenize with the checkpoint's `vocabulary`, or set same_vocabulary: true if you did"
+        )
 
 
 def _check_shape(source: str, theirs: ModelConfig, ours: ModelConfig) -> None:

@@ -26,7 +26,6 @@ from infra.config import ConfigError, load
 from infra.layout import layout
 from infra.segments import Vocabulary
 from packing.cost import flops
-from packing.packs import CODEBOOK
 from packing.reader import Pack, PackError, Packs, PackStream, open_packs, read_pack
 from trainer import checkpoint, codebook, log
 from trainer.batch import PackTensors, pack_tensors
@@ -40,6 +39,8 @@ from trainer.pretrained import initialise
 
 OnStep = Callable[[StepLog, int], None]
 """Called on the first rank after every step, with the number of steps of the whole run."""
+Tell = Callable[[str], None]
+"""Called on the first rank of a new run with lines that its user should know."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class TrainResult:
     log: Path
 
 
-def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
+def train(
+    config: TrainConfig, on_step: OnStep | None = None, tell: Tell | None = None
+) -> TrainResult:
     """Train as configured, or continue; whatever can be wrong is found before the first step.
 
     Raises ConfigError where packs, codebook and checkpoint do not belong together, and PackError
@@ -62,11 +65,9 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
     """
     packs = open_packs(config.packs)
     check_shards(packs)
-    vocabulary = packs.facts.vocabulary
-    vectors, own = None, Path(config.output) / CODEBOOK  # of a run that began with it
-    path = config.codebook or codebook.of_packs(packs) or (str(own) if own.exists() else None)
-    if path:
-        vectors = codebook.read(path, vocabulary.num_codes, packs.facts.tokenizer_id)
+    facts, vectors = packs.facts, None
+    if path := config.codebook or codebook.of_packs(packs):
+        vectors = codebook.read(path, facts.num_codes, facts.tokenizer_id)
     code_dim = config.code_dim if vectors is None else vectors.shape[1]
     output = Path(config.output)
     checkpoints, log_path = output / "checkpoints", output / "log.jsonl"
@@ -85,6 +86,17 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
             checkpoint.check(newest, identity)
         progress = checkpoint.reached(newest) if newest else Progress()
         resumed_from = progress.step
+        if rank == 0 and tell and not newest:
+            _tell(tell, config, steps, with_codebook=vectors is not None)
+
+        torch.manual_seed(config.seed)
+        model = Decoder(config.model, facts.vocabulary, code_dim)
+        model.recompute = config.recompute
+        if vectors is not None:
+            model.load_codebook(vectors)
+        if config.initialise_from is not None and not newest:
+            initialise(model, config, facts)
+        # Packs are read only now, as at scale it takes hours: what goes wrong fast went before.
         if config.verify_packs and progress.step < steps:
             check_packs(
                 packs,
@@ -95,15 +107,8 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
                 steps=steps - progress.step,
             )
         universal = newest is not None and checkpoint.convert(newest)
-
-        torch.manual_seed(config.seed)
-        model = Decoder(config.model, vocabulary, code_dim)
-        model.recompute = config.recompute
-        if vectors is not None:
-            model.load_codebook(vectors)
-        if config.initialise_from is not None and not newest:
-            facts = packs.facts
-            initialise(model, config.initialise_from, facts.tokenizer_id, facts.vocabulary_id)
+        if config.compile:
+            model.compile_layers()
         engine = build_engine(model, config, device, universal)
         if newest:
             checkpoint.load(newest, engine)
@@ -151,6 +156,16 @@ def train(config: TrainConfig, on_step: OnStep | None = None) -> TrainResult:
         checkpoint=checkpoint.complete(checkpoints)[-1],
         log=log_path,
     )
+
+
+def _tell(tell: Tell, config: TrainConfig, steps: int, with_codebook: bool) -> None:
+    if steps < config.steps:
+        tell(
+            f"epochs: {config.epochs} of these packs are {steps:,} steps, fewer than the "
+            f"{config.steps:,} of `steps`"
+        )
+    if not with_codebook and config.initialise_from is None:
+        tell("no codebook, no model to start from: visual embeddings start at random")
 
 
 def _probe(engine: Any, packs: Packs, config: TrainConfig, device: torch.device) -> None:
@@ -304,10 +319,7 @@ def main(arguments: Sequence[str]) -> None:
 
     try:
         config = load(TrainConfig, recipe, overrides)
-        known = config.initialise_from or config.codebook
-        if not known and codebook.of_packs(open_packs(config.packs)) is None:
-            print("no codebook, no model to start from: visual embeddings start at random")
-        train(config, show)
+        train(config, show, partial(print, flush=True))
     except (ConfigError, PackError, FloatingPointError) as error:
         sys.exit(f"trainer.train: {error}")
 

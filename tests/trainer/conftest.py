@@ -163,9 +163,11 @@ def two_ranks(run_config, launch, tmp_path_factory) -> dict[str, TrainConfig]:
     made = run_config(folder, micro_batches=1)
     variants = {
         "zero 0": {"zero_stage": 0},
+        "zero 1": {"zero_stage": 1},
         "zero 2": {"zero_stage": 2},
         "zero 3": {"zero_stage": 3},
         "alignment": {"zero_stage": 2, "trainable": "new", "weight_decay": 0.5},
+        "alignment 3": {"zero_stage": 3, "trainable": "new", "weight_decay": 0.5},
     }
     runs = {
         name: replace(made, output=str(folder / name.replace(" ", "-")), **settings)

@@ -30,6 +30,7 @@ def test_a_recipe_section_becomes_a_config():
         ({"weight_decay": float("inf")}, "weight_decay is inf"),
         ({"warmup_steps": 3}, "warmup_steps is 3: use less than the steps, 3"),
         ({"zero_stage": 4}, "zero_stage` is 4: choose one of 0, 1, 2, 3"),
+        ({"compile": True, "zero_stage": 3}, "compile is true: use zero_stage 0 to 2"),
         ({"peak_tflops": 0}, "peak_tflops is 0"),
         ({"model": {"num_heads": 5}}, "`model`: num_kv_heads is 2: it must divide num_heads 5"),
         ({"model": {"head_dim": 64}}, r"`model`: mrope_sections \(4, 6, 6\) must"),

@@ -8,14 +8,17 @@ import torch
 
 from infra.config import ConfigError
 from infra.layout import Text, Vocabulary, layout
-from packing.packs import open_packs
+from packing.packs import Facts, open_packs
+from tokenize_offline import text
 from trainer.batch import pack_tensors
+from trainer.config import TrainConfig
 from trainer.model import Decoder
 from trainer.pretrained import folder_of, initialise, load_text_weights, model_config
 from trainer.train import train
 
 transformers = pytest.importorskip("transformers")
 
+FACTS = Facts("tokenizer-a", text.identity(), 7, 52, 256, "fixed_compute", 4096, 0)
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 SIZES = {
     "vocab_size": 50, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -97,11 +100,26 @@ def test_what_does_not_fit_is_told_in_one_line(tmp_path, changes, text_size, mes
 def test_what_shapes_of_weights_do_not_tell_is_compared(tmp_path, changes, message):
     _vl().save_pretrained(tmp_path)
     shape = model_config(tmp_path)
-    vocabulary = Vocabulary(7, 52)
-    initialise(Decoder(shape, vocabulary, 6), str(tmp_path), "t", "v")
-    wrong = Decoder(replace(shape, **changes), vocabulary, 6)
+    start = TrainConfig("packs", "run", steps=1, initialise_from=str(tmp_path))
+    initialise(Decoder(shape, FACTS.vocabulary, 6), start, FACTS)
+    wrong = Decoder(replace(shape, **changes), FACTS.vocabulary, 6)
     with pytest.raises(ConfigError, match=message):
-        initialise(wrong, str(tmp_path), "t", "v")
+        initialise(wrong, start, FACTS)
+
+
+def test_packs_whose_text_ids_are_not_the_checkpoints_are_refused(tmp_path):
+    _text(tied=True).save_pretrained(tmp_path)
+    start = TrainConfig("packs", "run", steps=1, initialise_from=str(tmp_path))
+    model = Decoder(model_config(tmp_path), FACTS.vocabulary, 6)
+    initialise(model, start, replace(FACTS, vocabulary_id=text.identity()))  # all Qwen2.5's
+    other = replace(FACTS, vocabulary_id="other")
+    with pytest.raises(ConfigError, match=r"of vocabulary other, .* set same_vocabulary: true"):
+        initialise(model, start, other)
+    initialise(model, replace(start, same_vocabulary=True), other)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="of vocabulary other"):
+        initialise(model, start, other)
+    initialise(model, start, replace(FACTS, vocabulary_id=text.identity(str(tmp_path))))
 
 
 def test_a_run_starts_from_a_qwen_folder(tmp_path, config):
@@ -111,6 +129,7 @@ def test_a_run_starts_from_a_qwen_folder(tmp_path, config):
     path.write_text(path.read_text().replace('"text_vocab_size": 30', '"text_vocab_size": 50'))
     shape = replace(model_config(tmp_path / "qwen", config.model), image_positions="follow_text")
     start = replace(config, steps=1, model=shape, initialise_from=str(tmp_path / "qwen"))
+    start = replace(start, same_vocabulary=True)
     assert train(start).steps == 1
     assert packs.num_packs == 6
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from packing.packs import CODEBOOK
 from packing.reader import PackError, open_packs
 from trainer import codebook
 from trainer.config import TrainConfig
+from trainer.engine import build_engine
 from trainer.model import Decoder
 from trainer.train import main, train
 
@@ -139,7 +141,9 @@ def elastic(two_ranks, launch, tmp_path_factory) -> dict[str, Runs]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["zero 0", "zero 2", "zero 3", "alignment"])
+@pytest.mark.parametrize(
+    "variant", ["zero 0", "zero 1", "zero 2", "zero 3", "alignment", "alignment 3"]
+)
 def test_two_ranks_equal_one_rank_and_each_goes_on_with_the_others_checkpoint(
     elastic, log_of, variant
 ):
@@ -175,6 +179,40 @@ def test_zero_stages_recomputing_and_reader_processes_change_no_loss(config, set
     train(other)
     for ours, theirs in zip(log_of(config), log_of(other), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_in_bf16_as_on_a_gpu_it_learns_the_same_to_its_few_digits(
+    config, zero_stage, log_of, monkeypatch
+):
+    config = replace(config, learning_rate=3e-3)  # at 1e-2 rounding errors grow from step 5 on
+    train(config)
+    monkeypatch.setattr("trainer.train.build_engine", partial(build_engine, bf16=True))
+    other = replace(config, output=config.output + "-bf16", zero_stage=zero_stage)
+    train(replace(other, steps=4))
+    assert train(other).resumed_from == 4
+    for ours, theirs in zip(log_of(config), log_of(other), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=0.005)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler looks
+def test_compiled_layers_give_the_same_losses_from_two_graphs_for_all_layers(config, log_of):
+    train(config)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    others = [
+        replace(config, compile=True, output=f"{config.output}-{recompute}", recompute=recompute)
+        for recompute in (False, True)
+    ]
+    for other in others:
+        train(other)
+        for ours, theirs in zip(log_of(config), log_of(other), strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
 
 
 def test_starts_from_the_tokenizers_codebook(config, tmp_path, weights_of):
@@ -230,8 +268,31 @@ def test_too_few_packs_or_none_stop_before_work(config, tmp_path):
         ConfigError, match=r"warmup_steps is 50, but \d+ epochs of 6 packs are only"
     ):
         train(replace(config, steps=100, epochs=2, warmup_steps=50))
-    with pytest.raises(PackError, match="is no folder of packs"):
-        train(replace(config, packs=str(tmp_path / "nowhere")))
+    (tmp_path / "file").touch()
+    for name in ("nowhere", "file"):
+        with pytest.raises(PackError, match=f"{name} is no folder of packs"):
+            train(replace(config, packs=str(tmp_path / name)))
+
+
+def test_what_can_be_told_at_once_is_told_before_all_packs_are_read(config, tmp_path):
+    shard = next(Path(config.packs).glob("*.tar"))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(ConfigError, match="nowhere is no folder, and the hub"):
+        train(replace(config, initialise_from=str(tmp_path / "nowhere")))
+    with pytest.raises(PackError, match="pack again"):
+        train(config)
+
+
+def test_a_new_run_tells_what_it_lacks(config):
+    told = []
+    train(replace(config, steps=9, epochs=1), tell=told.append)
+    assert told == [
+        "epochs: 1 of these packs are 3 steps, fewer than the 9 of `steps`",
+        "no codebook, no model to start from: visual embeddings start at random",
+    ]
+    told.clear()
+    train(replace(config, steps=9, epochs=2), tell=told.append)
+    assert not told
 
 
 def test_another_number_of_packs_per_step_does_not_continue_a_run(config):
